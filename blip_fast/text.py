@@ -1,0 +1,180 @@
+"""Texts to tokens: BERT's WordPiece with BLIP's two extra tokens, and rows of packed sequences.
+
+Position 0 of a sequence says what it is for: [CLS] a text alone, [ENC] a text grounded in an
+image, [DEC] a text to be written. [SEP] ends it. Texts travel packed, one after the other with
+offsets, so nothing is ever computed on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as WordPieceTokenizer
+from torch import Tensor
+
+from blip_fast.config import TextConfig
+
+First = Literal["[CLS]", "[ENC]", "[DEC]"]
+
+_BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_BLIP_SPECIAL = ("[DEC]", "[ENC]")  # in this order: ids 30522 and 30523 after BERT's vocabulary
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """N token sequences, one after the other.
+
+    Attributes:
+        ids: [T] int64.
+        offsets: [N + 1] int32; sequence n is ids[offsets[n] : offsets[n + 1]].
+        positions: [T] int64, the place of each token in its sequence.
+        lengths: [N] int64.
+        max_length: the longest of the lengths, known on the host.
+        truncated: [N] bool, on the host: whether the text was cut to fit.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    positions: Tensor
+    lengths: Tensor
+    max_length: int
+    truncated: Tensor
+
+    def __len__(self) -> int:
+        return self.lengths.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    def to(self, device: torch.device | str) -> PackedText:
+        return PackedText(
+            self.ids.to(device),
+            self.offsets.to(device),
+            self.positions.to(device),
+            self.lengths.to(device),
+            self.max_length,
+            self.truncated,
+        )
+
+    def tolist(self) -> list[list[int]]:
+        """The sequences as lists of ids."""
+        return [part.tolist() for part in self.ids.split(self.lengths.tolist())]
+
+
+def pack(sequences: Sequence[Sequence[int]], truncated: Sequence[bool] = ()) -> PackedText:
+    """Lay token sequences one after the other.
+
+    Raises:
+        ValueError: where a sequence is empty; each holds at least its first token.
+    """
+    lengths = [len(s) for s in sequences]
+    if 0 in lengths:
+        raise ValueError(f"sequence {lengths.index(0)} holds no token; each needs its first one")
+    sizes = torch.tensor(lengths, dtype=torch.int64)
+    places = [torch.arange(n) for n in lengths]
+    return PackedText(
+        ids=torch.tensor([i for s in sequences for i in s], dtype=torch.int64),
+        offsets=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        positions=torch.cat(places) if places else sizes,
+        lengths=sizes,
+        max_length=max(lengths, default=0),
+        truncated=torch.tensor(truncated or [False] * len(lengths), dtype=torch.bool),
+    )
+
+
+class Tokenizer:
+    """BERT's uncased WordPiece over a vocabulary, with [DEC] and [ENC] appended where missing.
+
+    Gives the ids that transformers' BertTokenizer gives with the same two tokens added.
+
+    Raises:
+        ValueError: where the vocabulary lacks one of BERT's special tokens.
+    """
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = list(vocabulary)
+        if missing := [t for t in _BERT_SPECIAL if t not in self.vocabulary]:
+            raise ValueError(
+                f"the vocabulary of {len(self.vocabulary)} tokens lacks {', '.join(missing)}; "
+                "a BERT vocab.txt has them, one token a line"
+            )
+        tokens = self.vocabulary + [t for t in _BLIP_SPECIAL if t not in self.vocabulary]
+        ids = {token: i for i, token in enumerate(tokens)}
+        self._ids = ids
+        self._special = {ids[t] for t in (*_BERT_SPECIAL, *_BLIP_SPECIAL)}
+        self._tokenizer = WordPieceTokenizer(
+            models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)
+        )
+        self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.decoder = decoders.WordPiece()
+        self._tokenizer.add_special_tokens(
+            [AddedToken(t, special=True, normalized=False) for t in (*_BERT_SPECIAL, *_BLIP_SPECIAL)]
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Tokenizer:
+        """Read a `vocab.txt`: one token a line, its id the line's number."""
+        return cls(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+
+    def write(self, path: Path) -> None:
+        path.write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def id_of(self, token: str) -> int:
+        return self._ids[token]
+
+    def check(self, config: TextConfig) -> None:
+        """Raise a ValueError unless the vocabulary fits the model's sizes and special ids."""
+        if len(self) > config.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {len(self)} tokens, the model embeds {config.vocab_size}; "
+                "they are not of one checkpoint"
+            )
+        expected = {
+            "[PAD]": config.pad_id,
+            "[CLS]": config.cls_id,
+            "[SEP]": config.sep_id,
+            "[DEC]": config.dec_id,
+            "[ENC]": config.enc_id,
+        }
+        for token, id_ in expected.items():
+            if self.id_of(token) != id_:
+                raise ValueError(
+                    f"{token} is token {self.id_of(token)} of the vocabulary and {id_} of the "
+                    "model; they are not of one checkpoint"
+                )
+
+    def encode(self, texts: Sequence[str], first: First, max_length: int) -> PackedText:
+        """Tokenise and pack: `first`, the text, [SEP]; at most `max_length` tokens in all.
+
+        Text beyond that is cut, [SEP] kept, and the sequence flagged as truncated.
+        """
+        return self._pack(texts, [self.id_of(first)], [self.id_of("[SEP]")], max_length)
+
+    def encode_prompts(self, prompts: Sequence[str], max_length: int) -> PackedText:
+        """The beginnings of texts to be written: [DEC] and the prompt, no [SEP]; cut as above."""
+        return self._pack(prompts, [self.id_of("[DEC]")], [], max_length)
+
+    def _pack(
+        self, texts: Sequence[str], before: list[int], after: list[int], max_length: int
+    ) -> PackedText:
+        bodies = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        room = max_length - len(before) - len(after)
+        return pack(
+            [[*before, *body.ids[:room], *after] for body in bodies],
+            [len(body.ids) > room for body in bodies],
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        return self._tokenizer.decode([i for i in ids if i not in self._special])

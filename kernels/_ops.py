@@ -1,0 +1,190 @@
+"""Schemas, the compiled library, and the choice of an implementation: the rooms' common ground.
+
+The only place where operator schemas are written. Each opaque implementation of an operator is an
+overload of its own (`blip_fast::add_layernorm.native`), so a trace, a profile or a compiled graph
+shows by name which one ran. A reference is not an operator but the plain function: autograd
+differentiates it and a compiler fuses it, with nothing to register.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REFERENCE = "reference"
+
+# One schema an operator; the overloads in `_OVERLOADS` share it.
+_SCHEMAS = {
+    "add_layernorm": (
+        "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, bool keep_sum)"
+        " -> (Tensor sum, Tensor out)"
+    ),
+    # Not rooms: which instructions the CPU library uses, so that tests can force each path.
+    "set_cpu_isa": "(str isa) -> ()",
+    "cpu_isa": "() -> str",
+}
+_OVERLOADS = {"add_layernorm": ("native",)}
+
+_library = torch.library.Library("blip_fast", "DEF")
+for _name, _schema in _SCHEMAS.items():
+    for _overload in _OVERLOADS.get(_name, ("",)):
+        _library.define(f"{_name}.{_overload}{_schema}" if _overload else f"{_name}{_schema}")
+
+
+def native_library() -> Path:
+    """Where the build puts the compiled CPU rooms; the file need not exist."""
+    package: Any = sys.modules["blip_fast"]
+    return Path(package.__path__[0]) / "lib" / "libblip_fast_cpu.so"
+
+
+def _load_native() -> bool:
+    path = native_library()
+    if not path.exists():
+        return False
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"{path.name} does not load under torch {torch.__version__}: {error}. It needs "
+            "torch 2.10 or later; reinstall blip-fast to build it for this machine, or with "
+            "BLIP_FAST_NATIVE=0 to do without it"
+        ) from error
+    return True
+
+
+NATIVE_LOADED = _load_native()
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Give every overload of operator `name` the shapes of its outputs, for tracing."""
+    for overload in _OVERLOADS[name]:
+        torch.library.register_fake(f"blip_fast::{name}.{overload}", fake, lib=_library)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation a room runs on a device, and why."""
+
+    room: str
+    device: str
+    implementation: str
+    why: str
+
+
+class Room:
+    """The implementations of one operation, in order of preference, and the choice among them.
+
+    `native` is the opaque overload for the CPU where the room has one. The reference is there
+    always.
+    """
+
+    def __init__(self, name: str, native: Any = None) -> None:
+        self.name = name
+        self._overloads = {"native": native} if native is not None else {}
+        _rooms[name] = self
+
+    @property
+    def implementations(self) -> list[str]:
+        return [*self._overloads, REFERENCE]
+
+    def overload(self, implementation: str) -> Any:
+        """The opaque operator of an implementation other than the reference."""
+        return self._overloads[implementation]
+
+    def choose(self, device: torch.device) -> str:
+        """The name of the implementation to run for tensors on `device`.
+
+        Raises:
+            ValueError: where one was asked for by name that cannot run there.
+        """
+        forced = _forced.get(self.name)
+        if forced is None:
+            return next(name for name in self.implementations if not self._obstacle(name, device))
+        if forced not in self.implementations:
+            raise ValueError(
+                f"{self.name} has no implementation {forced!r}; it has "
+                f"{', '.join(self.implementations)}"
+            )
+        if obstacle := self._obstacle(forced, device):
+            raise ValueError(f"{self.name} cannot run {forced!r} on {device.type}: {obstacle}")
+        return forced
+
+    def explain(self, device: torch.device) -> Choice:
+        """What `choose` would answer, in words."""
+        chosen = self.choose(device)
+        if self.name in _forced:
+            why = "asked for by name"
+        elif chosen != REFERENCE:
+            why = f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
+        else:
+            obstacles = [f"{n}: {self._obstacle(n, device)}" for n in self._overloads]
+            why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
+        return Choice(self.name, device.type, chosen, why)
+
+    def _obstacle(self, implementation: str, device: torch.device) -> str:
+        """Why an implementation cannot run on a device; empty where it can."""
+        if implementation != "native":
+            return ""
+        if device.type != "cpu":
+            return "it is for the CPU"
+        if not NATIVE_LOADED:
+            return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
+        return ""
+
+
+_rooms: dict[str, Room] = {}
+_forced: dict[str, str] = {}
+
+
+@contextmanager
+def use(implementation: str, *rooms: str) -> Iterator[None]:
+    """Run one implementation by name in the named rooms, or in all, inside a `with`.
+
+    It runs or raises: a room that lacks it, or a device that cannot run it, is a ValueError from
+    the room's function.
+
+    Raises:
+        ValueError: where a room's name is unknown.
+    """
+    before = dict(_forced)
+    _forced.update({room: implementation for room in _known_rooms(rooms)})
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def choices(device: torch.device) -> list[Choice]:
+    """What each room would run on `device`, and why."""
+    return [room.explain(device) for room in _rooms.values()]
+
+
+def read_environment(value: str) -> None:
+    """Apply `BLIP_FAST_KERNELS`: one name for all rooms, or `room=name` parts with commas.
+
+    Raises:
+        ValueError: where a room's name is unknown.
+    """
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        room, _, implementation = part.rpartition("=")
+        for name in _known_rooms((room,) if room else ()):
+            _forced[name] = implementation
+
+
+def _known_rooms(names: tuple[str, ...]) -> list[str]:
+    if unknown := sorted(set(names) - set(_rooms)):
+        raise ValueError(f"there is no room {', '.join(unknown)}; there are {', '.join(_rooms)}")
+    return list(names or _rooms)
+
+
+def environment() -> str:
+    """The value of `BLIP_FAST_KERNELS`, empty where it is not set."""
+    return os.environ.get("BLIP_FAST_KERNELS", "")

@@ -1,0 +1,45 @@
+"""Pixels to normalised patch rows in one pass; the patch embedding is then a `linear`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blip_fast.kernels._ops import Room
+from blip_fast.kernels.patchify import reference
+
+_room = Room("patchify")
+
+
+def patchify(
+    images: Tensor,
+    patch_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Cut images into patches and normalise them.
+
+    Args:
+        images: [N, 3, H, W]. uint8 in 0..255 is scaled to 0..1 and normalised by `mean` and
+            `std`; a floating dtype counts as normalised already.
+        patch_size: side of a patch P in pixels; H and W are multiples of it.
+        mean, std: per channel, of pixels in 0..1.
+        dtype: of the result.
+
+    Returns:
+        [N * H/P * W/P, 3 * P * P]: patches row by row, and in a patch channel, row, column: the
+        order in which a convolution's weight is stored.
+
+    Raises:
+        ValueError: where the shape is not as above.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be [N, 3, H, W]; the shape is {tuple(images.shape)}")
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"images of {height} x {width} pixels do not divide into patches of {patch_size}"
+        )
+    _room.choose(images.device)
+    return reference.patchify(images, patch_size, mean, std, dtype)

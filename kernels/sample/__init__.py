@@ -1,0 +1,84 @@
+"""The choice of the next token: penalties, sampling and one step of beam search.
+
+Nothing here waits for the device. Randomness comes in as numbers, so that a sequence draws the
+same tokens whatever its neighbours are.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blip_fast.kernels._ops import Room
+from blip_fast.kernels.sample import reference
+
+_room = Room("sample")
+
+
+def penalise(
+    scores: Tensor,
+    tokens: Tensor,
+    lengths: Tensor,
+    repetition_penalty: float,
+    min_length: int,
+    end_id: int,
+) -> Tensor:
+    """Repetition penalty and minimum length, as transformers' logits processors apply them.
+
+    Args:
+        scores: [B, V] float32, logits or log-probabilities.
+        tokens: [B, P] int64, what each sequence holds so far, its prompt included.
+        lengths: [B] int64, how many of them count, at least 1.
+        repetition_penalty: a token already there has its score divided by it where positive,
+            multiplied where negative (Keskar et al., arXiv 1909.05858). 1 changes nothing.
+        min_length: a sequence shorter than this, in tokens, may not end.
+        end_id: the token that ends a sequence.
+
+    Returns:
+        [B, V] float32; -inf where a token is forbidden.
+    """
+    _room.choose(scores.device)
+    return reference.penalise(scores, tokens, lengths, repetition_penalty, min_length, end_id)
+
+
+def sample(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    """Draw one token a row from the top-k, then top-p part of the distribution.
+
+    Args:
+        logits: [B, V] float32.
+        uniform: [B] float32 in [0, 1): the random number of each row.
+        temperature: divides the logits; above 0.
+        top_k: how many of the likeliest tokens stay; 0 keeps all.
+        top_p: the likeliest tokens stay until their probabilities sum to it (Holtzman et al.,
+            arXiv 1904.09751); 1 keeps all.
+
+    Returns:
+        [B] int64.
+
+    Raises:
+        ValueError: where a setting is out of its range.
+    """
+    if temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"temperature {temperature} must be above 0, top_k {top_k} at least 0 and top_p "
+            f"{top_p} in (0, 1]"
+        )
+    _room.choose(logits.device)
+    return reference.sample(logits, uniform, temperature, top_k, top_p)
+
+
+def beam_step(log_probs: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations of each image's beams.
+
+    Args:
+        log_probs: [N * K, V] float32, of the next token of each of K beams of N images.
+        scores: [N, K] float32, of the beams so far.
+        keep: how many continuations to return; transformers keeps 2 K, so that K go on even
+            where K of them end.
+
+    Returns:
+        scores, beams and tokens, each [N, keep], best first; a beam is 0..K-1 within its image.
+    """
+    _room.choose(log_probs.device)
+    return reference.beam_step(log_probs, scores, keep)

@@ -1,0 +1,66 @@
+"""The choice of implementations: asked for by name it runs or raises, never anything else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from blip_fast import kernels
+from blip_fast.kernels import _ops
+
+CPU = torch.device("cpu")
+
+
+def test_every_room_can_say_what_it_runs_and_why() -> None:
+    choices = kernels.choices(CPU)
+    assert len(choices) == 9
+    assert all(c.implementation and c.why for c in choices)
+
+
+def test_a_missing_implementation_raises() -> None:
+    x = torch.randn(2, 4)
+    with (
+        kernels.use("triton"),
+        pytest.raises(ValueError, match="linear has no implementation 'triton'"),
+    ):
+        kernels.linear(x, torch.randn(3, 4))
+    assert kernels.linear(x, torch.randn(3, 4)).shape == (2, 3)
+
+
+def test_an_implementation_for_another_device_raises() -> None:
+    room = _ops._rooms["add_layernorm"]
+    with kernels.use("native", "add_layernorm"), pytest.raises(ValueError, match="for the CPU"):
+        room.choose(torch.device("cuda"))
+
+
+def test_an_unknown_room_raises() -> None:
+    with pytest.raises(ValueError, match="there is no room attend"), kernels.use("native", "attend"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("reference", "reference reference"),
+        ("add_layernorm=reference", "reference reference"),
+        ("linear=cutlass", "has no implementation 'cutlass'"),
+        ("lineer=reference", "there is no room lineer"),
+    ],
+)
+def test_the_environment_variable(value: str, expected: str) -> None:
+    code = (
+        "import torch, blip_fast.kernels as k;"
+        "c = {x.room: x.implementation for x in k.choices(torch.device('cpu'))};"
+        "print(c['add_layernorm'], c['linear'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "BLIP_FAST_KERNELS": value},
+        capture_output=True,
+        text=True,
+    )
+    assert expected in done.stdout + done.stderr
