@@ -1,0 +1,120 @@
+"""What a text layer may look at: the text itself, and the memory of an image or a question.
+
+One loop over the layers serves every mode, because a mode is nothing but a pair of these: packed
+texts all at once, or one new token of each live sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from blip_fast import kernels
+from blip_fast.text import PackedText
+
+
+class Past(Protocol):
+    """The tokens of its own sequence that a token sees."""
+
+    def attend(self, qkv: Tensor, layer: int) -> Tensor:
+        """[T, 3, H, D] -> [T, H, D]."""
+
+
+class Memory(Protocol):
+    """What a text is grounded in."""
+
+    def attend(self, q: Tensor, layer: int, branch: int) -> Tensor:
+        """[T, H, D] -> [T, H, D]; `branch` is the side of a twin cross-attention, else 0."""
+
+
+@dataclass(frozen=True)
+class SelfCache:
+    """Keys and values of live sequences, [layers, rows, positions, 2, heads, head_width]."""
+
+    pairs: Tensor
+
+    def write(self, layer: int, rows: Tensor, positions: Tensor, qkv: Tensor) -> None:
+        """Put the keys and values of tokens at their rows and positions."""
+        self.pairs[layer].index_put_((rows, positions), qkv[:, 1:])
+
+
+@dataclass(frozen=True)
+class PackedPast:
+    """Packed texts, all tokens at once; kept in a cache where generation goes on from them.
+
+    Attributes:
+        rows: [T] int64, the cache row of each token; given with `cache`.
+    """
+
+    text: PackedText
+    causal: bool
+    cache: SelfCache | None = None
+    rows: Tensor | None = None
+
+    def attend(self, qkv: Tensor, layer: int) -> Tensor:
+        if self.cache is not None and self.rows is not None:
+            self.cache.write(layer, self.rows, self.text.positions, qkv)
+        return kernels.attention(qkv, self.text.offsets, self.text.max_length, self.causal)
+
+
+@dataclass(frozen=True)
+class StepPast:
+    """The newest token of each live sequence, row b of the cache its own.
+
+    Attributes:
+        ancestors: [B, P] int64, see `kernels.decode_attention`.
+        positions: [B] int64, the place of the newest token.
+    """
+
+    cache: SelfCache
+    ancestors: Tensor
+    positions: Tensor
+
+    def attend(self, qkv: Tensor, layer: int) -> Tensor:
+        rows = torch.arange(qkv.shape[0], device=qkv.device)
+        self.cache.write(layer, rows, self.positions, qkv)
+        return kernels.decode_attention(
+            qkv[:, 0], self.cache.pairs[layer], self.ancestors, self.positions + 1
+        )
+
+
+@dataclass(frozen=True)
+class PackedMemory:
+    """Packed texts, each pointing at its memory.
+
+    Attributes:
+        pairs: [layers * branches, M, K, 2, H, D].
+        index: [N] int64; with twin cross-attention [2, N], the memory of each side.
+        offsets: [N + 1] int32, of the texts.
+        key_lengths: [M] int64, where memories are of unequal length.
+    """
+
+    pairs: Tensor
+    index: Tensor
+    offsets: Tensor
+    key_lengths: Tensor | None = None
+
+    def attend(self, q: Tensor, layer: int, branch: int) -> Tensor:
+        sides = [self.index] if self.index.ndim == 1 else list(self.index)
+        pairs = self.pairs[layer * len(sides) + branch]
+        return kernels.cross_attention(q, pairs, self.offsets, sides[branch], self.key_lengths)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """One token of each live sequence, each pointing at its memory; attributes as above.
+
+    There is no twin here: NLVR2 writes no texts.
+    """
+
+    pairs: Tensor
+    index: Tensor
+    key_lengths: Tensor | None = None
+
+    def attend(self, q: Tensor, layer: int, branch: int) -> Tensor:
+        return kernels.decode_cross_attention(
+            q, self.pairs[layer], self.index, self.key_lengths
+        )

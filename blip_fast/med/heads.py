@@ -1,0 +1,48 @@
+"""The heads on top of the text transformer's states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blip_fast import kernels
+from blip_fast.config import TextConfig
+from blip_fast.med.layers import LayerNorm, Linear
+
+
+class LanguageModelHead(nn.Module):
+    """States to scores of the next token; its last matrix is the word embedding's."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.width, config.width)
+        self.norm = LayerNorm(config.width, config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def logits(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """[T, W] -> [T, V] float32."""
+        return kernels.linear(self._transform(states), embedding, self.bias).float()
+
+    def losses(
+        self, states: Tensor, embedding: Tensor, targets: Tensor, label_smoothing: float
+    ) -> Tensor:
+        """[T, W] and targets [T] -> [T] float32; see `kernels.linear_cross_entropy`."""
+        return kernels.linear_cross_entropy(
+            self._transform(states), embedding, self.bias, targets, label_smoothing
+        )
+
+    def _transform(self, states: Tensor) -> Tensor:
+        return self.norm(self.dense(states, activation="gelu"))
+
+
+class PairClassifier(nn.Module):
+    """NLVR2: is the sentence true of the two images?"""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.width, config.width)
+        self.fc2 = Linear(config.width, 2)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[N, W] -> [N, 2]; index 1 is true."""
+        return self.fc2(torch.relu(self.fc1(states)))

@@ -1,0 +1,84 @@
+"""What is kept of an image, or of a question, for all texts that will ever look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blip_fast.med.transformer import TextTransformer
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Images, seen once: all that captioning, matching and answering ever read of them.
+
+    Attributes:
+        pairs: [layers, images, tokens, 2, heads, head_width]: keys and values of every
+            cross-attention, 36 KiB a token in a base model's bf16. NLVR2's twin cross-attention
+            counts as two layers.
+        feature: [images, embed_width], normalised: the ITC feature, where the model has one.
+    """
+
+    pairs: Tensor
+    feature: Tensor | None
+
+    def __len__(self) -> int:
+        return self.pairs.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.pairs.nbytes + (0 if self.feature is None else self.feature.nbytes)
+
+    def to(self, device: torch.device | str) -> ImageMemory:
+        feature = None if self.feature is None else self.feature.to(device)
+        return ImageMemory(self.pairs.to(device), feature)
+
+    @staticmethod
+    def join(memories: Sequence[ImageMemory]) -> ImageMemory:
+        """Several memories of one model as one, in order."""
+        if len(memories) == 1:
+            return memories[0]
+        features = [m.feature for m in memories if m.feature is not None]
+        pairs = torch.cat([m.pairs for m in memories], dim=1)
+        return ImageMemory(pairs, torch.cat(features) if features else None)
+
+
+@dataclass(frozen=True)
+class QuestionMemory:
+    """Questions, encoded once: what an answer is grounded in.
+
+    Attributes:
+        pairs: [layers, questions, longest, 2, heads, head_width].
+        key_lengths: [questions] int64: tokens of each question.
+    """
+
+    pairs: Tensor
+    key_lengths: Tensor
+
+    def __len__(self) -> int:
+        return self.pairs.shape[1]
+
+
+def project_memory(transformer: TextTransformer, tokens: Tensor) -> Tensor:
+    """Keys and values of tokens [N, K, width] for every cross-attention of a text transformer.
+
+    Returns:
+        [layers * branches, N, K, 2, H, D].
+    """
+    config = transformer.config
+    branches = transformer.layers[0].cross_attention.branches
+    n, length = tokens.shape[:2]
+    shape = (config.depth * branches, n, length, 2, config.heads, config.head_width)
+    if torch.is_grad_enabled() and tokens.requires_grad:
+        return torch.stack(
+            [p for layer in transformer.layers for p in layer.cross_attention.project(tokens)]
+        )
+    # Filled in place: stacking would hold every projection twice.
+    pairs = tokens.new_empty(shape)
+    for number, layer in enumerate(transformer.layers):
+        for branch, projected in enumerate(layer.cross_attention.project(tokens)):
+            pairs[number * branches + branch] = projected
+    return pairs

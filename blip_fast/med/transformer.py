@@ -1,0 +1,70 @@
+"""The text transformer: one stack of post-norm layers that serves all four modes of the MED.
+
+    text encoder             [CLS], both directions, no memory
+    image-grounded encoder   [ENC], both directions, memory of an image
+    image-grounded decoder   [DEC], causal, memory of an image
+    question-grounded        [DEC], causal, memory of a question's states
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from blip_fast.config import TextConfig
+from blip_fast.med.context import Memory, Past
+from blip_fast.med.layers import (
+    CrossAttention,
+    FeedForward,
+    SelfAttention,
+    TextEmbeddings,
+    TwinCrossAttention,
+)
+
+
+class TextLayer(nn.Module):
+    """Self-attention, cross-attention where there is a memory, feed-forward."""
+
+    def __init__(self, config: TextConfig, memory_width: int, layer: int, twin: bool) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(config)
+        self.cross_attention: CrossAttention | TwinCrossAttention
+        if twin:
+            merges = layer >= config.depth // 2
+            self.cross_attention = TwinCrossAttention(config, memory_width, merges)
+        else:
+            self.cross_attention = CrossAttention(config, memory_width)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, layer: int, past: Past, memory: Memory | None) -> Tensor:
+        x = self.self_attention(x, past, layer)
+        if memory is not None:
+            x = self.cross_attention(x, memory, layer)
+        return self.mlp(x)
+
+
+class TextTransformer(nn.Module):
+    """Tokens to hidden states."""
+
+    def __init__(self, config: TextConfig, memory_width: int, twin: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = TextEmbeddings(config)
+        self.layers = nn.ModuleList(
+            TextLayer(config, memory_width, layer, twin) for layer in range(config.depth)
+        )
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, past: Past, memory: Memory | None = None
+    ) -> Tensor:
+        """[T] tokens at [T] positions -> [T, W] hidden states of the last layer."""
+        x = self.embeddings(ids, positions)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, number, past, memory)
+        return x
+
+    def share_all_but_self_attention(self, other: TextTransformer) -> None:
+        """Make this stack's other parameters those of `other` (BLIP, section 3.2)."""
+        self.embeddings = other.embeddings
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.cross_attention = theirs.cross_attention
+            mine.mlp = theirs.mlp

@@ -1,0 +1,1 @@
+"""A small visual world of shapes, its language, and the small model that knows it."""
