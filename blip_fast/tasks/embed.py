@@ -1,0 +1,48 @@
+"""Embeddings: the aligned, normalised ITC features of images and of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blip_fast.images import ImageOptions, Picture
+from blip_fast.med.blip import MED
+from blip_fast.tasks.match import encode, warn_of_failures
+from blip_fast.tasks.views import Images, count, read_batches
+from blip_fast.text import Tokenizer
+
+
+def embed_images(
+    model: MED, images: Images, image_options: ImageOptions, batch_size: int
+) -> Tensor:
+    """[N, E] float32 on the host; a row of NaN where an image cannot be read."""
+    features = torch.full((count(images), model.config.embed_width), torch.nan)
+    failures: dict[int, Picture] = {}
+    for places, pixels in read_batches(images, image_options, batch_size, failures):
+        with torch.inference_mode():
+            # The feature alone: nothing is projected for texts that will not come.
+            tokens = model.vision(pixels.to(model.device))
+            features[places] = model.image_feature(tokens).cpu()
+    warn_of_failures(failures)
+    return features
+
+
+def embed_texts(
+    model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int
+) -> Tensor:
+    """[T, E] float32 on the host."""
+    features = torch.empty(len(texts), model.config.embed_width)
+    for start in range(0, len(texts), batch_size):
+        part = slice(start, start + batch_size)
+        packed = encode(tokenizer, texts[part], "[CLS]", max_length).to(model.device)
+        with torch.inference_mode():
+            features[part] = model.text_feature(packed).cpu()
+    return features
+
+
+def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Cosines [N, T] of normalised features."""
+    return F.linear(image_features, text_features)

@@ -1,0 +1,105 @@
+"""Matching: how well do texts and images belong together? ITM reads both, ITC compares features.
+
+ITM is the judgement of the image-grounded encoder, a probability; ITC the cosine of two features,
+cheap and comparable across a collection (BLIP, section 3.1).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blip_fast.decoding.pairs import over_pairs
+from blip_fast.images import ImageOptions, Picture
+from blip_fast.med.blip import MED
+from blip_fast.tasks.views import Images, View, count, views
+from blip_fast.text import First, PackedText, Tokenizer
+
+Score = Literal["probability", "logit"]
+
+
+def match(
+    model: MED,
+    tokenizer: Tokenizer,
+    images: Images,
+    texts: Sequence[str],
+    pairs: Sequence[tuple[int, int]] | None,
+    score: Score,
+    max_length: int,
+    image_options: ImageOptions,
+    batch_size: int,
+) -> Tensor:
+    """ITM of all pairs [N, T], or of the named ones [P]; NaN where an image cannot be read."""
+    wanted = wanted_pairs(count(images), len(texts), pairs)
+    packed = encode(tokenizer, texts, grounded_token(model), max_length)
+    sequences = packed.tolist()
+    scores = torch.full((len(wanted),), torch.nan)
+    failures: dict[int, Picture] = {}
+    for view in views(model, images, image_options, batch_size, failures):
+        at, memory_rows = _pairs_in(view, wanted)
+
+        def logits(text: PackedText, rows: Tensor, view: View = view) -> Tensor:
+            text, rows = text.to(model.device), rows.to(model.device)
+            return model.match_logits(text, view.memory, rows)
+
+        if len(at):
+            with torch.inference_mode():
+                both = over_pairs(logits, sequences, memory_rows, wanted[at, 1])
+            scores[at] = (both[:, 1] if score == "logit" else both.softmax(1)[:, 1]).cpu()
+    warn_of_failures(failures)
+    return scores if pairs is not None else scores.view(-1, len(texts))
+
+
+def wanted_pairs(
+    images: int, texts: int, pairs: Sequence[tuple[int, int]] | None
+) -> Tensor:
+    """[P, 2] int64: the pairs named, or all of them, image by image.
+
+    Raises:
+        ValueError: where a pair names an image or text that is not there.
+    """
+    if pairs is None:
+        return torch.cartesian_prod(torch.arange(images), torch.arange(texts)).view(-1, 2)
+    wanted = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    for column, number, name in ((0, images, "image"), (1, texts, "text")):
+        outside = (wanted[:, column] < 0) | (wanted[:, column] >= number)
+        if outside.any():
+            pair = tuple(wanted[outside][0].tolist())
+            raise ValueError(f"pair {pair} names {name} {pair[column]}; there are {number}")
+    return wanted
+
+
+def _pairs_in(view: View, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of the pairs whose image is in a view, and the memory row of each."""
+    row_of = torch.full((max(view.places) + 1,), -1)
+    row_of[view.places] = view.index.cpu()
+    image = wanted[:, 0].clamp(max=max(view.places))
+    inside = (wanted[:, 0] == image) & (row_of[image] >= 0)
+    at = inside.nonzero()[:, 0]
+    return at, row_of[wanted[at, 0]]
+
+
+def grounded_token(model: MED) -> First:
+    """What stands at position 0 of an image-grounded text: [ENC], or [CLS] as transformers."""
+    return "[CLS]" if model.config.compat == "transformers" else "[ENC]"
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], first: First, max_length: int
+) -> PackedText:
+    """Tokenise; a warning counts the texts that had to be cut."""
+    packed = tokenizer.encode(texts, first, max_length)
+    if cut := int(packed.truncated.sum()):
+        warnings.warn(f"{cut} of {len(packed)} texts were cut to {max_length} tokens", stacklevel=4)
+    return packed
+
+
+def warn_of_failures(failures: dict[int, Picture]) -> None:
+    """Say which images have NaN for a result, and why."""
+    if failures:
+        listed = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
+        warnings.warn(f"{len(failures)} images could not be read: {listed}", stacklevel=4)

@@ -1,0 +1,323 @@
+"""The object that people hold: a MED, its tokenizer, and one method for each thing it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from blip_fast.config import BlipConfig
+from blip_fast.decoding.options import DEFAULT_TOP_K, SearchOptions
+from blip_fast.images import ImageError, ImageOptions, Picture
+from blip_fast.med.blip import MED
+from blip_fast.med.memory import ImageMemory
+from blip_fast.med.weights import write_checkpoint
+from blip_fast.med.weights.write import Layout
+from blip_fast.tasks import answer, caption, compare, embed, match
+from blip_fast.tasks.captions import Captions
+from blip_fast.tasks.match import Score
+from blip_fast.tasks.views import Images, as_list, count, views
+from blip_fast.text import Tokenizer
+
+# The reference's prompt: every captioning checkpoint was finetuned to go on from it.
+DEFAULT_PROMPT = "a picture of "
+
+# Images whose memory is held at once: 8 of a base model take 170 MB in bf16.
+_CPU_BATCH, _DEVICE_BATCH = 8, 64
+
+# Texts encoded at once where there is no image: short rows, so many fit.
+_TEXT_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Blip:
+    """A BLIP model ready for inference; `blip_fast.load` makes it.
+
+    Wherever a method takes `images`, it takes one image or many (paths, URLs, bytes, PIL images,
+    arrays, tensors) or the `ImageMemory` that `see` made of them. An image that cannot be read
+    never costs its neighbours their result: its own is a status, or NaN with a warning.
+
+    Attributes:
+        med: the network.
+        tokenizer: of the checkpoint.
+        source: what `load` was given.
+        sha256: of the weights file, empty where the model came from memory.
+        trained: False for the packaged model as long as its weights are random.
+        image_options: how images are read; `size` in pixels is the input size.
+    """
+
+    med: MED
+    tokenizer: Tokenizer
+    source: str
+    sha256: str
+    trained: bool
+    image_options: ImageOptions
+
+    @property
+    def config(self) -> BlipConfig:
+        return self.med.config
+
+    @property
+    def image_size(self) -> int:
+        return self.image_options.size
+
+    @property
+    def device(self) -> torch.device:
+        return self.med.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.med.dtype
+
+    def with_images(self, **settings: object) -> Blip:
+        """The same model reading images another way; settings are those of `ImageOptions`."""
+        return replace(self, image_options=replace(self.image_options, **settings))  # type: ignore[arg-type]
+
+    def see(self, images: Images, batch_size: int | None = None) -> ImageMemory:
+        """Run images through the vision transformer, once for all questions to come.
+
+        Returns:
+            the memory of all images, in order: 42 MB an image for a base model in fp32.
+
+        Raises:
+            ImageError: where images cannot be read, naming each; a memory has no holes. Other
+                methods go on without them.
+        """
+        failures: dict[int, Picture] = {}
+        seen = [v.memory for v in self._views(images, batch_size, failures)]
+        if failures:
+            first = next(iter(failures.values()))
+            listed = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
+            raise ImageError(
+                first.status,
+                f"{len(failures)} of {count(images)} images cannot be read: {listed}. Leave them "
+                "out, or call caption or match with the images themselves",
+            )
+        if not seen:
+            raise ValueError("there are no images to see")
+        return ImageMemory.join(seen)
+
+    def caption(
+        self,
+        images: Images,
+        prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        *,
+        num_captions: int = 1,
+        num_beams: int = 3,
+        top_p: float | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        temperature: float = 1.0,
+        max_length: int = 30,
+        min_length: int = 10,
+        repetition_penalty: float | None = None,
+        length_penalty: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        keep_prompt: bool = False,
+        batch_size: int | None = None,
+    ) -> Captions:
+        """Write captions: by beam search, greedily (`num_beams=1`), or by sampling (`top_p`).
+
+        Args:
+            prompt: what the captions begin with; one for all images or one for each.
+            num_captions, num_beams, top_p, top_k, temperature, max_length, min_length,
+            repetition_penalty, length_penalty: see `SearchOptions`; lengths are in tokens and
+                count the prompt.
+            seed: of sampling; with one number, image n uses seed + n. The captions of an image
+                depend on its seed, never on its batch.
+            keep_prompt: whether texts include the prompt.
+            batch_size: images held at once.
+
+        Raises:
+            ValueError: where the model has no decoder, or settings contradict each other.
+        """
+        self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
+        options = SearchOptions(
+            num_texts=num_captions,
+            num_beams=num_beams,
+            top_p=top_p,
+            top_k=top_k,
+            temperature=temperature,
+            max_length=max_length,
+            min_length=min_length,
+            repetition_penalty=repetition_penalty,
+            length_penalty=length_penalty,
+        )
+        total = count(images)
+        seeds = range(seed, seed + total) if isinstance(seed, int) else seed
+        _same_number("seeds", len(seeds), total)
+        return caption.caption(
+            self.med,
+            self.tokenizer,
+            images,
+            _for_each("prompts", prompt, total),
+            options,
+            seeds,
+            keep_prompt,
+            self.image_options,
+            batch_size or self._batch_size,
+        )
+
+    def match(
+        self,
+        images: Images,
+        texts: str | Sequence[str],
+        pairs: Sequence[tuple[int, int]] | None = None,
+        *,
+        score: Score = "probability",
+        max_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Judge with the ITM head whether texts describe images.
+
+        Args:
+            pairs: (image, text) indices to judge; all pairs where none are given.
+            score: the softmax probability of a match, or its logit.
+            max_length: texts longer than this, in tokens, are cut, with a warning; the model's
+                maximum where none is given. BLIP was evaluated with 35.
+
+        Returns:
+            [images, texts], or [pairs], float32 on the host; NaN where an image cannot be read.
+        """
+        self._require(self.config.has_matching, "match", "matching")
+        return match.match(
+            self.med,
+            self.tokenizer,
+            images,
+            _texts(texts),
+            pairs,
+            score,
+            max_length or self.config.text.max_positions,
+            self.image_options,
+            batch_size or self._batch_size,
+        )
+
+    def similarity(
+        self,
+        images: Images,
+        texts: str | Sequence[str],
+        *,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """ITC cosines [images, texts], float32 on the host; arguments as for `match`."""
+        return embed.similarity(
+            self.embed_images(images, batch_size=batch_size),
+            self.embed_texts(texts, max_length=max_length),
+        )
+
+    def embed_images(self, images: Images, *, batch_size: int | None = None) -> Tensor:
+        """Normalised ITC features [N, E], float32 on the host; comparable with those of texts."""
+        self._require(self.config.has_matching, "embed", "matching")
+        if isinstance(images, ImageMemory):
+            assert images.feature is not None
+            return images.feature.cpu()
+        return embed.embed_images(
+            self.med, images, self.image_options, batch_size or self._batch_size
+        )
+
+    def embed_texts(self, texts: str | Sequence[str], *, max_length: int | None = None) -> Tensor:
+        """Normalised ITC features [T, E], float32 on the host."""
+        self._require(self.config.has_matching, "embed", "matching")
+        max_length = max_length or self.config.text.max_positions
+        return embed.embed_texts(self.med, self.tokenizer, _texts(texts), max_length, _TEXT_BATCH)
+
+    def answer(
+        self,
+        images: Images,
+        questions: str | Sequence[str],
+        candidates: Sequence[str] | None = None,
+        *,
+        k: int = 128,
+        num_beams: int = 3,
+        max_length: int = 10,
+        min_length: int = 1,
+        max_question_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> Captions:
+        """Answer a question about each image.
+
+        Args:
+            questions: one for all images, or one for each.
+            candidates: answers to choose from; written freely where none are given.
+            k: how many candidates are scored whole, after the likeliness of their first token.
+            num_beams, max_length, min_length: of written answers; see `SearchOptions`.
+        """
+        self._require(self.config.kind == "vqa", "answer", "VQA")
+        if candidates is not None and not candidates:
+            raise ValueError("candidates is empty; give some, or None to have answers written")
+        return answer.answer(
+            self.med,
+            self.tokenizer,
+            images,
+            _for_each("questions", questions, count(images)),
+            candidates,
+            k,
+            SearchOptions(num_beams=num_beams, max_length=max_length, min_length=min_length),
+            max_question_length or self.config.text.max_positions,
+            self.image_options,
+            batch_size or self._batch_size,
+        )
+
+    def compare(
+        self,
+        left: Images,
+        right: Images,
+        sentences: str | Sequence[str],
+        *,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """NLVR2: the probability that each sentence is true of its pair of images, [N] float32."""
+        self._require(self.config.kind == "nlvr", "compare", "NLVR2")
+        lefts, rights = as_list(left), as_list(right)
+        _same_number("right images", len(rights), len(lefts))
+        return compare.compare(
+            self.med,
+            self.tokenizer,
+            lefts,
+            rights,
+            _for_each("sentences", sentences, len(lefts)),
+            max_length or self.config.text.max_positions,
+            self.image_options,
+            batch_size or self._batch_size,
+        )
+
+    def save(self, folder: str | Path, layout: Layout = "blip_fast") -> Path:
+        """Write the checkpoint; see `blip_fast.med.weights.write_checkpoint`."""
+        return write_checkpoint(self.med, self.tokenizer, Path(folder), layout)
+
+    @property
+    def _batch_size(self) -> int:
+        return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+
+    def _views(self, images, batch_size, failures):  # type: ignore[no-untyped-def]
+        return views(
+            self.med, images, self.image_options, batch_size or self._batch_size, failures
+        )
+
+    def _require(self, able: bool, verb: str, kind: str) -> None:
+        if not able:
+            raise ValueError(
+                f"{self.source} is a checkpoint of kind {self.config.kind!r}, which cannot {verb}; "
+                f"load a {kind} checkpoint"
+            )
+
+
+def _texts(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _for_each(name: str, values: str | Sequence[str], number: int) -> Sequence[str]:
+    if isinstance(values, str):
+        return [values] * number
+    _same_number(name, len(values), number)
+    return values
+
+
+def _same_number(name: str, given: int, images: int) -> None:
+    if given != images:
+        raise ValueError(f"there are {given} {name} for {images} images; give one, or one for each")

@@ -1,0 +1,97 @@
+"""From whatever a caller calls images to memories, a bounded number at a time.
+
+Memories are large (42 MB an image for a base model in fp32), so those of a long list are made,
+used and dropped. A picture that cannot be read leaves a failure in its place and costs its
+neighbours nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from blip_fast.images import ImageOptions, Picture, read_pictures, stack
+from blip_fast.med.blip import MED
+from blip_fast.med.memory import ImageMemory
+
+# One image or many: path, URL, bytes, PIL image, array or tensor; or what `see` made of them.
+Images: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class View:
+    """Some of the images of a call, seen.
+
+    Attributes:
+        places: their places in the call.
+        memory: holds at least them.
+        index: [len(places)] int64, where each lies in the memory.
+    """
+
+    places: list[int]
+    memory: ImageMemory
+    index: Tensor
+
+
+def as_list(images: Images) -> Sequence[Any]:
+    """The images of a call as a sequence: a batch tensor by its rows, one image as a list of one."""
+    if isinstance(images, Tensor):
+        return images if images.ndim == 4 else [images]
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+        return images
+    if isinstance(images, Iterator):
+        return list(images)
+    return [images]
+
+
+def count(images: Images) -> int:
+    return len(images) if isinstance(images, ImageMemory) else len(as_list(images))
+
+
+def views(
+    model: MED,
+    images: Images,
+    options: ImageOptions,
+    batch_size: int,
+    failures: dict[int, Picture],
+) -> Iterator[View]:
+    """See the images of a call in batches.
+
+    Args:
+        failures: filled with the pictures that could not be read, by their places.
+    """
+    if isinstance(images, ImageMemory):
+        for start in range(0, len(images), batch_size):
+            places = list(range(start, min(start + batch_size, len(images))))
+            yield View(places, images, torch.tensor(places, device=model.device))
+        return
+    for places, pixels in read_batches(images, options, batch_size, failures):
+        with torch.inference_mode():
+            memory = model.see(pixels.to(model.device))
+        yield View(places, memory, torch.arange(len(places), device=model.device))
+
+
+def read_batches(
+    images: Images, options: ImageOptions, batch_size: int, failures: dict[int, Picture]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and pixels [n, 3, S, S] of the images that can be read; the others to `failures`."""
+    batch: list[tuple[int, Picture]] = []
+    pictures = read_pictures(as_list(images), options)
+    for place, picture in enumerate(pictures):
+        if picture.pixels is None:
+            failures[place] = picture
+            continue
+        batch.append((place, picture))
+        if len(batch) == batch_size:
+            yield _stacked(batch)
+            batch = []
+    if batch:
+        yield _stacked(batch)
+
+
+def _stacked(batch: list[tuple[int, Picture]]) -> tuple[list[int], Tensor]:
+    return [place for place, _ in batch], stack([picture for _, picture in batch])
