@@ -19,10 +19,10 @@ def cases() -> Iterator[Case]:
             x, residual = torch.randn(2, rows, 768).to(dtype)
             weight, bias = torch.randn(2, 768).to(dtype)
 
-            def ours(x=x, residual=residual, weight=weight, bias=bias):  # type: ignore[no-untyped-def]
+            def ours(x=x, residual=residual, weight=weight, bias=bias):
                 return kernels.add_layernorm(x, residual, weight, bias, EPS)[1]
 
-            def torch_in_turn(x=x, residual=residual, weight=weight, bias=bias):  # type: ignore[no-untyped-def]
+            def torch_in_turn(x=x, residual=residual, weight=weight, bias=bias):
                 return F.layer_norm(x + residual, (768,), weight, bias, EPS)
 
             # read x and the residual, write the sum and its norm

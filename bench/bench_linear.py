@@ -16,10 +16,10 @@ def cases() -> Iterator[Case]:
         x, weight = torch.randn(rows, 768).bfloat16(), torch.randn(3072, 768).bfloat16() * 0.02
         bias = torch.randn(3072).bfloat16()
 
-        def ours(x=x, weight=weight, bias=bias):  # type: ignore[no-untyped-def]
+        def ours(x=x, weight=weight, bias=bias):
             return kernels.linear(x, weight, bias, activation="gelu")
 
-        def torch_in_turn(x=x, weight=weight, bias=bias):  # type: ignore[no-untyped-def]
+        def torch_in_turn(x=x, weight=weight, bias=bias):
             return F.gelu(F.linear(x, weight, bias))
 
         name = f"linear + GELU [{rows}, 768] -> 3072 bf16"

@@ -194,6 +194,7 @@ def _from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
         raise ValueError(
-            f"{cls.__name__} does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}"
+            f"{cls.__name__} does not know {', '.join(unknown)}; "
+            f"it knows {', '.join(sorted(known))}"
         )
     return cls(**values)

@@ -41,16 +41,14 @@ def vocab_file(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bert(vocab_file: Path):  # type: ignore[no-untyped-def]
+def bert(vocab_file: Path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     tokenizer = transformers.BertTokenizer(str(vocab_file))
-    tokenizer.add_special_tokens(
-        {"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]}
-    )
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer
 
 
-def test_ids_are_those_of_bert_tokenizer(bert, vocab_file: Path, shared_data: Path) -> None:  # type: ignore[no-untyped-def]
+def test_ids_are_those_of_bert_tokenizer(bert, vocab_file: Path, shared_data: Path) -> None:
     annotations = json.loads((shared_data / "coco_train80" / "captions.json").read_text())
     captions = [a["caption"] for a in annotations["annotations"]]
     assert len(captions) == 400
@@ -62,7 +60,7 @@ def test_ids_are_those_of_bert_tokenizer(bert, vocab_file: Path, shared_data: Pa
     assert ours.encode(texts, "[CLS]", max_length=10_000).tolist() == expected
 
 
-def test_decoded_texts_are_those_of_bert_tokenizer(bert, vocab_file: Path) -> None:  # type: ignore[no-untyped-def]
+def test_decoded_texts_are_those_of_bert_tokenizer(bert, vocab_file: Path) -> None:
     ours = Tokenizer.read(vocab_file)
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):

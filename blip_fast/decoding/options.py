@@ -45,9 +45,7 @@ class SearchOptions:
                 f"{self.max_length} must be at least 1, min_length {self.min_length} at least 0"
             )
         if self.min_length > self.max_length:
-            raise ValueError(
-                f"min_length {self.min_length} is above max_length {self.max_length}"
-            )
+            raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
         if not self.samples and self.num_texts > self.num_beams:
             raise ValueError(
                 f"{self.num_texts} texts cannot come from {self.num_beams} beams; ask for as many "

@@ -233,7 +233,5 @@ def _select(table: Tensor, rows: Tensor) -> Tensor:
 
 def _written(tokens: Tensor, log_probs: Tensor, lengths: Tensor, prompts: Tensor) -> list[Written]:
     """Rows of tables to texts on the host."""
-    rows = zip(
-        tokens.tolist(), log_probs.tolist(), lengths.tolist(), prompts.tolist(), strict=True
-    )
+    rows = zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), prompts.tolist(), strict=True)
     return [Written(ids[:end], start, logs[start:end]) for ids, logs, end, start in rows]

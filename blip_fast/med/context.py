@@ -115,6 +115,4 @@ class StepMemory:
     key_lengths: Tensor | None = None
 
     def attend(self, q: Tensor, layer: int, branch: int) -> Tensor:
-        return kernels.decode_cross_attention(
-            q, self.pairs[layer], self.index, self.key_lengths
-        )
+        return kernels.decode_cross_attention(q, self.pairs[layer], self.index, self.key_lengths)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Linear(nn.Linear):
     """y = activation(x W^T + b) + residual."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, activation: Activation | None = None, residual: Tensor | None = None
     ) -> Tensor:
         return kernels.linear(x, self.weight, self.bias, activation, residual)

@@ -69,16 +69,15 @@ def project_memory(transformer: TextTransformer, tokens: Tensor) -> Tensor:
         [layers * branches, N, K, 2, H, D].
     """
     config = transformer.config
-    branches = transformer.layers[0].cross_attention.branches
-    n, length = tokens.shape[:2]
-    shape = (config.depth * branches, n, length, 2, config.heads, config.head_width)
+    layers = transformer.cross_attentions
     if torch.is_grad_enabled() and tokens.requires_grad:
-        return torch.stack(
-            [p for layer in transformer.layers for p in layer.cross_attention.project(tokens)]
-        )
+        return torch.stack([pair for layer in layers for pair in layer.project(tokens)])
     # Filled in place: stacking would hold every projection twice.
+    n, length = tokens.shape[:2]
+    branches = layers[0].branches
+    shape = (len(layers) * branches, n, length, 2, config.heads, config.head_width)
     pairs = tokens.new_empty(shape)
-    for number, layer in enumerate(transformer.layers):
-        for branch, projected in enumerate(layer.cross_attention.project(tokens)):
-            pairs[number * branches + branch] = projected
+    for number, layer in enumerate(layers):
+        for branch, pair in enumerate(layer.project(tokens)):
+            pairs[number * branches + branch] = pair
     return pairs

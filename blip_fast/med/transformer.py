@@ -1,12 +1,14 @@
 """The text transformer: one stack of post-norm layers that serves all four modes of the MED.
 
-    text encoder             [CLS], both directions, no memory
-    image-grounded encoder   [ENC], both directions, memory of an image
-    image-grounded decoder   [DEC], causal, memory of an image
-    question-grounded        [DEC], causal, memory of a question's states
+text encoder             [CLS], both directions, no memory
+image-grounded encoder   [ENC], both directions, memory of an image
+image-grounded decoder   [DEC], causal, memory of an image
+question-grounded        [DEC], causal, memory of a question's states
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -61,6 +63,11 @@ class TextTransformer(nn.Module):
         for number, layer in enumerate(self.layers):
             x = layer(x, number, past, memory)
         return x
+
+    @property
+    def cross_attentions(self) -> list[CrossAttention | TwinCrossAttention]:
+        """That of every layer."""
+        return [cast(TextLayer, layer).cross_attention for layer in self.layers]
 
     def share_all_but_self_attention(self, other: TextTransformer) -> None:
         """Make this stack's other parameters those of `other` (BLIP, section 3.2)."""

@@ -39,9 +39,7 @@ def caption(
     return to_captions(rows, failures)
 
 
-def to_captions(
-    rows: Sequence[tuple[Generated, ...]], failures: dict[int, Picture]
-) -> Captions:
+def to_captions(rows: Sequence[tuple[Generated, ...]], failures: dict[int, Picture]) -> Captions:
     """Join the texts of the images that were read with the reasons why others were not."""
     return Captions(
         rows=tuple(rows),

@@ -80,14 +80,14 @@ def default_device() -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it (AMX or AVX512-BF16, Ampere or later), else float32."""
+    """bfloat16 where the device multiplies it: AMX, AVX512-BF16, or a GPU from Ampere on.
+
+    Else float16 on a GPU and float32 on a CPU.
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else (
-            torch.float16
-        )
-    if device.type == "cpu" and cpu_multiplies_bf16():
-        return torch.bfloat16
-    return torch.float32
+        ampere = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if ampere else torch.float16
+    return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -34,7 +34,8 @@ def match(
     batch_size: int,
 ) -> Tensor:
     """ITM of all pairs [N, T], or of the named ones [P]; NaN where an image cannot be read."""
-    wanted = wanted_pairs(count(images), len(texts), pairs)
+    number = count(images)
+    wanted = wanted_pairs(number, len(texts), pairs)
     packed = encode(tokenizer, texts, grounded_token(model), max_length)
     sequences = packed.tolist()
     scores = torch.full((len(wanted),), torch.nan)
@@ -51,12 +52,10 @@ def match(
                 both = over_pairs(logits, sequences, memory_rows, wanted[at, 1])
             scores[at] = (both[:, 1] if score == "logit" else both.softmax(1)[:, 1]).cpu()
     warn_of_failures(failures)
-    return scores if pairs is not None else scores.view(-1, len(texts))
+    return scores if pairs is not None else scores.view(number, len(texts))
 
 
-def wanted_pairs(
-    images: int, texts: int, pairs: Sequence[tuple[int, int]] | None
-) -> Tensor:
+def wanted_pairs(images: int, texts: int, pairs: Sequence[tuple[int, int]] | None) -> Tensor:
     """[P, 2] int64: the pairs named, or all of them, image by image.
 
     Raises:
@@ -88,9 +87,7 @@ def grounded_token(model: MED) -> First:
     return "[CLS]" if model.config.compat == "transformers" else "[ENC]"
 
 
-def encode(
-    tokenizer: Tokenizer, texts: Sequence[str], first: First, max_length: int
-) -> PackedText:
+def encode(tokenizer: Tokenizer, texts: Sequence[str], first: First, max_length: int) -> PackedText:
     """Tokenise; a warning counts the texts that had to be cut."""
     packed = tokenizer.encode(texts, first, max_length)
     if cut := int(packed.truncated.sum()):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -73,10 +72,6 @@ class Blip:
     def dtype(self) -> torch.dtype:
         return self.med.dtype
 
-    def with_images(self, **settings: object) -> Blip:
-        """The same model reading images another way; settings are those of `ImageOptions`."""
-        return replace(self, image_options=replace(self.image_options, **settings))  # type: ignore[arg-type]
-
     def see(self, images: Images, batch_size: int | None = None) -> ImageMemory:
         """Run images through the vision transformer, once for all questions to come.
 
@@ -88,7 +83,9 @@ class Blip:
                 methods go on without them.
         """
         failures: dict[int, Picture] = {}
-        seen = [v.memory for v in self._views(images, batch_size, failures)]
+        batch_size = batch_size or self._batch_size
+        batches = views(self.med, images, self.image_options, batch_size, failures)
+        seen = [view.memory for view in batches]
         if failures:
             first = next(iter(failures.values()))
             listed = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
@@ -293,11 +290,6 @@ class Blip:
     @property
     def _batch_size(self) -> int:
         return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
-
-    def _views(self, images, batch_size, failures):  # type: ignore[no-untyped-def]
-        return views(
-            self.med, images, self.image_options, batch_size or self._batch_size, failures
-        )
 
     def _require(self, able: bool, verb: str, kind: str) -> None:
         if not able:

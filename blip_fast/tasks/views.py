@@ -38,9 +38,9 @@ class View:
 
 
 def as_list(images: Images) -> Sequence[Any]:
-    """The images of a call as a sequence: a batch tensor by its rows, one image as a list of one."""
+    """The images of a call as a sequence; a batch tensor is one of its rows."""
     if isinstance(images, Tensor):
-        return images if images.ndim == 4 else [images]
+        return list(images) if images.ndim == 4 else [images]
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         return images
     if isinstance(images, Iterator):

@@ -7,10 +7,10 @@ med.py and nlvr_encoder.py.
 from __future__ import annotations
 
 import torch
+from factories import tiny_config
 from torch import Tensor
 
 from blip_fast.config import BlipConfig, Kind
-from factories import tiny_config
 
 State = dict[str, Tensor]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerance import assert_close_as_torch, wide
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
 from blip_fast.kernels import _ops
 from blip_fast.kernels.add_layernorm import reference
-from tolerance import assert_close_as_torch, wide
 
 needs_native = pytest.mark.skipif(
     not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
@@ -28,14 +28,14 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "blip_fast":
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+def isa(request: pytest.FixtureRequest):
     """One instruction set after the other, forced by name."""
     if not _ops.NATIVE_LOADED:
         pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")

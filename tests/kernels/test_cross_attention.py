@@ -6,11 +6,11 @@ from itertools import accumulate
 
 import pytest
 import torch
+from oracles import attend
+from tolerance import assert_close_as_torch, wide
 from torch import Tensor
 
 from blip_fast import kernels
-from oracles import attend
-from tolerance import assert_close_as_torch, wide
 
 
 def oracle(

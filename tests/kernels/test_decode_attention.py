@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from blip_fast import kernels
 from oracles import attend
 from tolerance import assert_close_as_torch, wide
+
+from blip_fast import kernels
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

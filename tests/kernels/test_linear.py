@@ -6,15 +6,17 @@ import math
 
 import pytest
 import torch
+from tolerance import assert_close_as_torch, wide
 
 from blip_fast import kernels
-from tolerance import assert_close_as_torch, wide
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_against_the_formula(dtype: torch.dtype, activation: str | None, with_residual: bool) -> None:
+def test_against_the_formula(
+    dtype: torch.dtype, activation: str | None, with_residual: bool
+) -> None:
     x, weight = torch.randn(2, 5, 24).to(dtype), torch.randn(7, 24).to(dtype)
     bias, residual = torch.randn(7).to(dtype), torch.randn(2, 5, 7).to(dtype)
 

@@ -38,7 +38,10 @@ def test_an_implementation_for_another_device_raises() -> None:
 
 
 def test_an_unknown_room_raises() -> None:
-    with pytest.raises(ValueError, match="there is no room attend"), kernels.use("native", "attend"):
+    with (
+        pytest.raises(ValueError, match="there is no room attend"),
+        kernels.use("native", "attend"),
+    ):
         pass
 
 

@@ -30,7 +30,9 @@ def test_penalties_are_those_of_transformers(penalty: float) -> None:
         torch.testing.assert_close(actual[row : row + 1], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("top_k", "top_p", "temperature"), [(0, 0.9, 1.0), (4, 0.7, 0.5), (4, 1.0, 2.0)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "temperature"), [(0, 0.9, 1.0), (4, 0.7, 0.5), (4, 1.0, 2.0)]
+)
 def test_samples_follow_the_filtered_distribution(
     top_k: int, top_p: float, temperature: float
 ) -> None:

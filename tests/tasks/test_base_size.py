@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path):  # type: ignore[no-untyped-def]
+def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path):
     """A random base-size captioner of transformers, and ours from its files."""
     text = {"num_attention_heads": 12}  # as on the hub; the class default is 8
     theirs = transformers.BlipForConditionalGeneration(
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared_data: Path):  # type: 
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_captions_of_photos(base, photos: list[Path], beams: int) -> None:  # type: ignore[no-untyped-def]
+def test_captions_of_photos(base, photos: list[Path], beams: int) -> None:
     theirs, ours = base
     chosen = photos[:4]
     prompt = "a picture of "

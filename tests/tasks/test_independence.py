@@ -19,7 +19,7 @@ SEARCHES = [
 
 
 def blip(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Blip:
-    med = random_med(kind, seed).to(dtype)  # type: ignore[arg-type]
+    med = random_med(kind, seed).to(dtype)
     tokenizer = Tokenizer(tiny_vocabulary())
     return Blip(med, tokenizer, "random", "", True, ImageOptions(size=32))
 
@@ -28,14 +28,14 @@ def blip(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Blip:
 def test_captions(search: dict[str, float]) -> None:
     model, images = blip("pretrain"), torch.randn(5, 3, 32, 32)
     prompts = ["the red", "", "a", "two small", "the"]
-    together = model.caption(images, prompts, seed=range(5), **SETTINGS, **search)  # type: ignore[arg-type]
-    in_twos = model.caption(images, prompts, batch_size=2, **SETTINGS, **search)  # type: ignore[arg-type]
+    together = model.caption(images, prompts, seed=range(5), **SETTINGS, **search)
+    in_twos = model.caption(images, prompts, batch_size=2, **SETTINGS, **search)
     order = [3, 0, 4, 2, 1]
     turned = model.caption(
-        images[order], [prompts[i] for i in order], seed=order, **SETTINGS, **search  # type: ignore[arg-type]
+        images[order], [prompts[i] for i in order], seed=order, **SETTINGS, **search
     )
     for place, i in enumerate(order):
-        (alone,) = model.caption(images[i : i + 1], prompts[i], seed=i, **SETTINGS, **search)  # type: ignore[arg-type]
+        (alone,) = model.caption(images[i : i + 1], prompts[i], seed=i, **SETTINGS, **search)
         for other in (together[i], in_twos[i], turned[place]):
             assert [c.token_ids for c in other] == [c.token_ids for c in alone]
             assert [c.log_probability for c in other] == pytest.approx(
@@ -45,9 +45,9 @@ def test_captions(search: dict[str, float]) -> None:
 
 def test_samples_depend_on_the_seed() -> None:
     model, images = blip("caption"), torch.randn(2, 3, 32, 32)
-    first = model.caption(images, "", top_p=0.9, seed=1, **SETTINGS)  # type: ignore[arg-type]
-    assert first == model.caption(images, "", top_p=0.9, seed=1, **SETTINGS)  # type: ignore[arg-type]
-    assert first != model.caption(images, "", top_p=0.9, seed=7, **SETTINGS)  # type: ignore[arg-type]
+    first = model.caption(images, "", top_p=0.9, seed=1, **SETTINGS)
+    assert first == model.caption(images, "", top_p=0.9, seed=1, **SETTINGS)
+    assert first != model.caption(images, "", top_p=0.9, seed=7, **SETTINGS)
 
 
 def test_scores_in_fp32_and_by_the_rule_in_bf16() -> None:
@@ -85,9 +85,9 @@ def test_similarity_and_answers() -> None:
         torch.testing.assert_close(model.similarity(images[i], questions)[0], together[i])
     model = blip("vqa")
     for settings in ({}, {"candidates": ["red", "two", "the dog", "a cat", "blue"], "k": 3}):
-        answers = model.answer(images, questions, **settings)  # type: ignore[arg-type]
+        answers = model.answer(images, questions, **settings)
         for i in range(3):
-            alone = model.answer(images[i], questions[i], **settings)  # type: ignore[arg-type]
+            alone = model.answer(images[i], questions[i], **settings)
             assert alone[0][0].token_ids == answers[i][0].token_ids
             assert alone[0][0].log_probability == pytest.approx(
                 answers[i][0].log_probability, abs=1e-4

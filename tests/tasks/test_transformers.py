@@ -35,7 +35,7 @@ def both(
     theirs = hf_tiny(class_name, seed)
     theirs.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(tiny_vocabulary()) + "\n")
-    ours = blip_fast.load(folder, dtype="float32", device="cpu", compat=compat)  # type: ignore[arg-type]
+    ours = blip_fast.load(folder, dtype="float32", device="cpu", compat=compat)
     return theirs, ours
 
 
@@ -125,9 +125,7 @@ def test_tokens_are_identical(tmp_path: Path, beams: int) -> None:
             ours.med.lm_head.bias[SEP] += 1.5
         images = torch.randn(2, 3, 32, 32)
         prompts = [[DEC, *range(5, 5 + (seed + i) % 4)] for i in range(2)]
-        written = generate(
-            ours.med, ours.see(images), torch.arange(2), pack(prompts), options
-        )
+        written = generate(ours.med, ours.see(images), torch.arange(2), pack(prompts), options)
         for image, prompt, (best, *_) in zip(images, prompts, written, strict=True):
             expected = theirs.generate(
                 image[None],
@@ -192,9 +190,7 @@ def test_vqa_logits(tmp_path: Path) -> None:
         states = theirs.text_encoder(
             one_text(ours, questions[n], ENC), encoder_hidden_states=tokens
         ).last_hidden_state
-        logits = theirs.text_decoder(
-            torch.tensor([answer]), encoder_hidden_states=states
-        ).logits[0]
+        logits = theirs.text_decoder(torch.tensor([answer]), encoder_hidden_states=states).logits[0]
         expected = -logits.log_softmax(1)[:-1].gather(1, torch.tensor(answer)[1:, None])[:, 0]
         assert_relative(losses[n, 1:], expected)
 

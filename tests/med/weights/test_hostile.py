@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from salesforce import random_salesforce
 
 from blip_fast.med.weights import WeightsError, read_checkpoint
-from salesforce import random_salesforce
 
 
 class Harmful:

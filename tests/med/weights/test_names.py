@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from factories import hf_tiny, random_med, tiny_config
+from salesforce import (
+    HF,
+    assert_identical,
+    momentum_and_queues,
+    random_salesforce,
+)
 
 from blip_fast.config import KINDS, Kind
 from blip_fast.med.weights import (
@@ -14,13 +21,6 @@ from blip_fast.med.weights import (
     transformers_to_ours,
 )
 from blip_fast.med.weights.table import is_training_only, parameter_shapes
-from factories import hf_tiny, random_med, tiny_config
-from salesforce import (
-    HF,
-    assert_identical,
-    momentum_and_queues,
-    random_salesforce,
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)

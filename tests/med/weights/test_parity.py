@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import reference_med as oracle
 import torch
+from factories import tiny_config
+from salesforce import State, random_salesforce
 from torch import Tensor
 
 from blip_fast.config import Kind
@@ -13,9 +16,6 @@ from blip_fast.med.blip import MED
 from blip_fast.med.context import PackedMemory, PackedPast
 from blip_fast.med.weights import build, read_checkpoint
 from blip_fast.text import PackedText, pack
-import reference_med as oracle
-from factories import tiny_config
-from salesforce import State, random_salesforce
 
 TRAINING_SIZE, OTHER_SIZE = 32, 48
 LENGTHS = (3, 9, 1, 6)  # ragged, and a text of one token alone

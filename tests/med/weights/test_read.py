@@ -9,7 +9,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from factories import hf_tiny, random_med, tiny_config, tiny_vocabulary
 from safetensors.torch import load_file, save_file
+from salesforce import (
+    HF,
+    assert_identical,
+    momentum_and_queues,
+    random_salesforce,
+)
 
 from blip_fast.config import KINDS, Kind, preset
 from blip_fast.med.weights import (
@@ -21,13 +28,6 @@ from blip_fast.med.weights import (
 )
 from blip_fast.med.weights.files import sha256_of
 from blip_fast.text import Tokenizer
-from factories import hf_tiny, random_med, tiny_config, tiny_vocabulary
-from salesforce import (
-    HF,
-    assert_identical,
-    momentum_and_queues,
-    random_salesforce,
-)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_parts_of_a_pretrained_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"caption checkpoint.*not retrieval"):
         read_checkpoint(tmp_path / "caption.pth", kind="retrieval")
     with pytest.raises(WeightsError, match="kind is 'captions'"):
-        read_checkpoint(tmp_path / "caption.pth", kind="captions")  # type: ignore[arg-type]
+        read_checkpoint(tmp_path / "caption.pth", kind="captions")
 
 
 @pytest.mark.parametrize("kind", KINDS)

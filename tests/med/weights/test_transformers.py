@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from factories import hf_tiny, random_med, tiny_config, tiny_vocabulary
+from salesforce import HF, assert_identical
 from torch.nn import functional as F
 
 from blip_fast.config import Kind
@@ -21,8 +23,6 @@ from blip_fast.med.weights import (
     write_checkpoint,
 )
 from blip_fast.text import PackedText, Tokenizer, pack
-from factories import hf_tiny, random_med, tiny_config, tiny_vocabulary
-from salesforce import HF, assert_identical
 
 LENGTHS = (3, 7, 5)
 

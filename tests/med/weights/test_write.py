@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import random_med, tiny_config, tiny_vocabulary
+from salesforce import assert_identical, random_salesforce
 
 from blip_fast.config import KINDS, Kind
 from blip_fast.med.weights import WeightsError, read_checkpoint, write, write_checkpoint
 from blip_fast.text import Tokenizer
-from factories import random_med, tiny_config, tiny_vocabulary
-from salesforce import assert_identical, random_salesforce
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +59,7 @@ def test_models_that_a_layout_would_change(tmp_path: Path) -> None:
         tokenizer = Tokenizer(tiny_vocabulary()[:-1])
         write_checkpoint(random_med("caption"), tokenizer, tmp_path, "blip_fast")
     with pytest.raises(WeightsError, match="layout is 'onnx'"):
-        write_checkpoint(random_med("caption"), None, tmp_path, "onnx")  # type: ignore[arg-type]
+        write_checkpoint(random_med("caption"), None, tmp_path, "onnx")
     assert list(tmp_path.iterdir()) == []
 
 

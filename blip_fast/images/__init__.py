@@ -1,0 +1,27 @@
+"""From whatever a caller calls an image to what the model takes: uint8 [3, size, size]."""
+
+from blip_fast.images.decode import Decoded, decode
+from blip_fast.images.find import IMAGE_SUFFIXES, find_images
+from blip_fast.images.load import Source, name_of, read_bytes
+from blip_fast.images.options import ImageOptions
+from blip_fast.images.picture import Picture, read_picture, read_pictures, stack
+from blip_fast.images.resize import resize
+from blip_fast.images.status import ImageError, Status
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Decoded",
+    "ImageError",
+    "ImageOptions",
+    "Picture",
+    "Source",
+    "Status",
+    "decode",
+    "find_images",
+    "name_of",
+    "read_bytes",
+    "read_picture",
+    "read_pictures",
+    "resize",
+    "stack",
+]

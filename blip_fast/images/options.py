@@ -1,0 +1,81 @@
+"""How images are to be read: the settings, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Decoder = Literal["auto", "simplejpeg", "pillow"]
+Background = str | tuple[int, int, int]
+
+COLORS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+
+# 67 million pixels let every single-shot camera of today pass. Together with MAX_BYTES they keep
+# one image at a time under 1 GB: 250 MB for Python and torch, 128 MiB of encoded bytes, and at
+# worst two Pillow images of 4 bytes a pixel (RGBA, and RGB laid on the background), 537 MB.
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**27
+
+# JPEG's own limit. A resize filter's table takes 32 bytes for each pixel of a side, so that an
+# image one pixel high and within MAX_PIXELS would take gigabytes for the table alone.
+MAX_SIDE = 65_535
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images become model input.
+
+    Attributes:
+        size: side of the square the model takes, in pixels; the aspect ratio is not kept, as in
+            BLIP's test transform.
+        decoder: "simplejpeg" (JPEG alone) or "pillow" is used and nothing else; "auto" takes
+            simplejpeg for plain JPEG and Pillow, the reference, for all that simplejpeg refuses.
+        background: what shows through transparency: "white", "black" or (red, green, blue).
+            BLIP's own code amounts to black.
+        exif_orientation: turn the image as its EXIF or XMP tag says. BLIP's own code does not.
+            The orientation of a TIFF is part of that format, and Pillow always applies it.
+        max_pixels: width times height, known from the header, beyond which an image is
+            `too_large`. Pillow refuses beyond twice its own `Image.MAX_IMAGE_PIXELS`, whatever
+            this says.
+        max_bytes: encoded bytes beyond which an image is `too_large`.
+
+    Raises:
+        ValueError: where a setting is none of these.
+    """
+
+    size: int = 384
+    decoder: Decoder = "auto"
+    background: Background = "white"
+    exif_orientation: bool = True
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        for name in ("size", "max_pixels", "max_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+        if self.decoder not in get_args(Decoder):
+            raise ValueError(
+                f"decoder is {self.decoder!r}; it must be one of {', '.join(get_args(Decoder))}"
+            )
+        if not _is_color(self.background):
+            raise ValueError(
+                f"background is {self.background!r}; it must be {', '.join(COLORS)} or a tuple of "
+                "red, green and blue, integers from 0 to 255"
+            )
+
+    @property
+    def background_color(self) -> tuple[int, int, int]:
+        """Red, green and blue, from 0 to 255."""
+        return COLORS[self.background] if isinstance(self.background, str) else self.background
+
+
+def _is_color(value: object) -> bool:
+    if isinstance(value, str):
+        return value in COLORS
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(level, int) and 0 <= level <= 255 for level in value)
+    )
