@@ -37,6 +37,7 @@ def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 def _scaled_to_eight_bits(image: Image.Image) -> Image.Image:
     """Mode L; mode LA where one of the grey levels is declared transparent."""
     black, white = _levels(image)
+    scale = 255 / (white - black) if white > black else 0.0
     clear = image.info.get("transparency")
     grey = np.empty((image.height, image.width), np.uint8)
     alpha = np.full_like(grey, 255) if isinstance(clear, int) else None
@@ -44,7 +45,7 @@ def _scaled_to_eight_bits(image: Image.Image) -> Image.Image:
         if alpha is not None:
             alpha[rows][values == clear] = 0
         values = np.nan_to_num(values, nan=black, posinf=white, neginf=black)
-        grey[rows] = np.rint((values - black) * (255 / (white - black)))
+        grey[rows] = np.rint((values - black) * scale)
     scaled = Image.fromarray(grey)
     if alpha is not None:
         scaled.putalpha(Image.fromarray(alpha))
@@ -64,7 +65,7 @@ def _levels(image: Image.Image) -> tuple[float, float]:
         for white in (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0):
             if greatest <= white:
                 return 0.0, white
-    return least, max(greatest, least + 1.0)
+    return least, greatest
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:

@@ -18,7 +18,7 @@ def resize(image: Decoded, size: int) -> Tensor:
     result between is rounded to 8 bits, so the order of the two shows: by a dozen grey levels at
     hard edges. It is that of Pillow 13 on the upright image, in every version of Pillow and on
     both ways. torch filters with weights of 15 bits, Pillow of 22: their results differ by one
-    grey level at times, and by two in about one value of a million.
+    grey level at times, and by two in a few values of a million.
 
     Args:
         size: side of the square, in pixels.

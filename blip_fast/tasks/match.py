@@ -19,7 +19,7 @@ from blip_fast.med.blip import MED
 from blip_fast.tasks.views import Images, View, count, views
 from blip_fast.text import First, PackedText, Tokenizer
 
-Score = Literal["probability", "logit"]
+Score = Literal["probability", "logit", "logits"]
 
 
 def match(
@@ -38,7 +38,7 @@ def match(
     wanted = wanted_pairs(number, len(texts), pairs)
     packed = encode(tokenizer, texts, grounded_token(model), max_length)
     sequences = packed.tolist()
-    scores = torch.full((len(wanted),), torch.nan)
+    both = torch.full((len(wanted), 2), torch.nan)
     failures: dict[int, Picture] = {}
     for view in views(model, images, image_options, batch_size, failures):
         at, memory_rows = _pairs_in(view, wanted)
@@ -49,10 +49,17 @@ def match(
 
         if len(at):
             with torch.inference_mode():
-                both = over_pairs(logits, sequences, memory_rows, wanted[at, 1])
-            scores[at] = (both[:, 1] if score == "logit" else both.softmax(1)[:, 1]).cpu()
+                both[at] = over_pairs(logits, sequences, memory_rows, wanted[at, 1]).cpu()
     warn_of_failures(failures)
-    return scores if pairs is not None else scores.view(number, len(texts))
+    scores = _as(score, both)
+    return scores if pairs is not None else scores.unflatten(0, (number, len(texts)))
+
+
+def _as(score: Score, logits: Tensor) -> Tensor:
+    """ITM logits [P, 2] as the score that is wanted."""
+    if score == "logits":
+        return logits
+    return logits[:, 1] if score == "logit" else logits.softmax(1)[:, 1]
 
 
 def wanted_pairs(images: int, texts: int, pairs: Sequence[tuple[int, int]] | None) -> Tensor:

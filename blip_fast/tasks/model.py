@@ -172,7 +172,8 @@ class Blip:
 
         Args:
             pairs: (image, text) indices to judge; all pairs where none are given.
-            score: the softmax probability of a match, or its logit.
+            score: the softmax probability of a match, its logit, or both "logits" of the ITM
+                head, no match and match, as a last axis.
             max_length: texts longer than this, in tokens, are cut, with a warning; the model's
                 maximum where none is given. BLIP was evaluated with 35.
 
