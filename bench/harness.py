@@ -29,13 +29,13 @@ class Case:
     Attributes:
         contenders: name to a call without arguments that returns the result; ours is the first.
         amount: what a call has to do at the least, in `unit`: the smallest number of bytes that
-            must move, or the operations of the mathematics (a multiply-add is two).
+            must move, the operations of the mathematics (a multiply-add is two), or images.
     """
 
     name: str
     contenders: dict[str, Callable[[], Tensor]]
     amount: float
-    unit: Literal["byte", "FLOP"]
+    unit: Literal["byte", "FLOP", "image"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ class Timing:
     high: float
 
 
-def race(case: Case, seconds: float) -> dict[str, Timing]:
-    """Time all contenders in turns for about `seconds` in all.
+def race(case: Case, seconds: float, check: bool = True) -> dict[str, Timing]:
+    """Time all contenders in turns, at least 5 each, for about `seconds` in all.
+
+    Args:
+        check: compare results first; left out only by a caller that has compared them itself.
 
     Raises:
         AssertionError: where results differ.
     """
-    _check(case)
+    if check:
+        _check(case)
     turns: dict[str, list[float]] = {name: [] for name in case.contenders}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(turns.values()))) < 5:
@@ -84,23 +88,28 @@ def _timing(samples: list[float]) -> Timing:
     return Timing(statistics.median(samples), cuts[0], cuts[3])
 
 
+def print_table(rows: Iterable[tuple[Case, dict[str, Timing]]]) -> None:
+    """Print each case as it comes; a ratio is a contender's time over ours."""
+    print(f"{'case':48} {'contender':26} {'ms':>9} {'20-80%':>19} {'rate':>15} {'ratio':>6}")
+    for case, timings in rows:
+        ours = next(iter(timings.values())).median
+        for name, t in timings.items():
+            amount, prefix = (case.amount / 1e9, "G") if case.unit != "image" else (case.amount, "")
+            rate = f"{amount / t.median:.2f} {prefix}{case.unit}/s"
+            spread = f"{t.low * 1e3:.3f}-{t.high * 1e3:.3f}"
+            print(
+                f"{case.name:48} {name:26} {t.median * 1e3:9.3f} {spread:>19} {rate:>15} "
+                f"{t.median / ours:6.2f}"
+            )
+
+
 def main(cases: Iterable[Case]) -> None:
-    """Race the cases and print a table; the entry point of every bench."""
+    """Race the cases and print a table; the entry point of every bench of a room."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=2.0, help="for each case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {platform.processor()}")
-    print(f"{'case':44} {'contender':24} {'ms':>9} {'20-80%':>17} {'rate':>13} {'ratio':>6}")
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}")
     with torch.inference_mode():
-        for case in cases:
-            timings = race(case, arguments.seconds)
-            ours = next(iter(timings.values())).median
-            for name, t in timings.items():
-                rate = f"{case.amount / t.median / 1e9:.1f} G{case.unit}/s"
-                spread = f"{t.low * 1e3:.3f}-{t.high * 1e3:.3f}"
-                print(
-                    f"{case.name:44} {name:24} {t.median * 1e3:9.3f} {spread:>17} {rate:>13} "
-                    f"{t.median / ours:6.2f}"
-                )
+        print_table((case, race(case, arguments.seconds)) for case in cases)

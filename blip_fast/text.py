@@ -116,7 +116,10 @@ class Tokenizer:
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._tokenizer.decoder = decoders.WordPiece()
         self._tokenizer.add_special_tokens(
-            [AddedToken(t, special=True, normalized=False) for t in (*_BERT_SPECIAL, *_BLIP_SPECIAL)]
+            [
+                AddedToken(t, special=True, normalized=False)
+                for t in (*_BERT_SPECIAL, *_BLIP_SPECIAL)
+            ]
         )
 
     @classmethod

@@ -31,9 +31,7 @@ def add_layernorm_backward(
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     normed = centred * rstd
     g = grad * weight.to(wide)
-    grad_x = rstd * (
-        g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True)
-    )
+    grad_x = rstd * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
     if grad_sum is not None:
         grad_x = grad_x + grad_sum.to(wide)
     grad_weight = (grad * normed).flatten(0, -2).sum(0)

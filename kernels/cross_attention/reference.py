@@ -18,7 +18,9 @@ def cross_attention(
     return attend_by_row(q, memory, index.repeat_interleave(offsets.diff()), key_lengths)
 
 
-def attend_by_row(q: Tensor, memory: Tensor, row_index: Tensor, key_lengths: Tensor | None) -> Tensor:
+def attend_by_row(
+    q: Tensor, memory: Tensor, row_index: Tensor, key_lengths: Tensor | None
+) -> Tensor:
     """Attention of each row of q [T, H, D] to memory row_index [T]."""
     if q.shape[0] == 0:
         return q

@@ -40,9 +40,7 @@ def penalise(
     return reference.penalise(scores, tokens, lengths, repetition_penalty, min_length, end_id)
 
 
-def sample(
-    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
-) -> Tensor:
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Draw one token a row from the top-k, then top-p part of the distribution.
 
     Args:

@@ -29,9 +29,7 @@ def penalise(
     return scores
 
 
-def sample(
-    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
-) -> Tensor:
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """[B, V] -> [B]."""
     ranked, tokens = (logits / temperature).sort(dim=1, descending=True, stable=True)
     if 0 < top_k < ranked.shape[1]:

@@ -1,0 +1,5 @@
+"""`python -m blip_fast` is `blip-fast`."""
+
+from blip_fast.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,47 @@
+"""`blip-fast demo`: CapFilt on the sample pictures, with the model in the package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import blip_fast
+from blip_fast.cli import capfilt, common
+from blip_fast.data import find
+
+_OUTPUT = Path("blip_fast_demo")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = common.verb(
+        subparsers,
+        "demo",
+        "Run CapFilt on sample pictures, with nothing to download.",
+        f"Prints the path of the report last. A folder ./{_OUTPUT} of an earlier demo is replaced.",
+    )
+    parser.add_argument("--output", type=Path, help=f"a folder; default ./{_OUTPUT}")
+    parser.add_argument("--device", help="cpu, cuda; default: a GPU where there is one")
+    parser.set_defaults(run=run)
+
+
+def samples() -> Path:
+    """The folder of sample pictures; one of them is broken on purpose."""
+    return Path(blip_fast.__file__).parent / "scenes" / "samples"
+
+
+def run(args: argparse.Namespace) -> int:
+    from blip_fast.capfilt import CapFiltOptions
+    from blip_fast.capfilt.write import refuse_finished
+
+    output = _OUTPUT if args.output is None else args.output
+    # Only the folder named after the demo is known to be the demo's own.
+    options = CapFiltOptions(overwrite=args.output is None)
+    if args.output is not None:
+        refuse_finished(output, overwrite=False)
+    model = blip_fast.load("scenes", device=args.device)
+    number = len(find([samples()]))
+    print(f"CapFilt of {number} sample pictures into {output}, captioned and filtered by 'scenes'.")
+    if not model.trained:
+        print("Its captions come from untrained weights: they are noise, and scores mean nothing.")
+    return capfilt.finish(samples(), output, model, model, options, number)

@@ -1,0 +1,94 @@
+"""`blip-fast embed`: features of pictures, and of texts, that can be compared with each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blip_fast.cli import common
+from blip_fast.cli.tally import Tally
+from blip_fast.data import displayable, replacing
+from blip_fast.tasks.model import Blip
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = common.verb(
+        subparsers,
+        "embed",
+        "Write the normalised ITC features of pictures.",
+        "NAME.npy holds one float32 row for each picture, NaN where it could not be read; "
+        "NAME.parquet says which picture a row is, and its status. With --texts, "
+        "NAME_texts.npy and NAME_texts.parquet hold the same of the texts.",
+    )
+    common.add_inputs(parser)
+    parser.add_argument("--output", type=Path, metavar="NAME.npy", help="the features' file")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="one text a line, UTF-8")
+    common.add_model(parser, common.FILTER)
+    common.add_json(parser)
+    common.add_batch_size(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    texts = common.read_lines(args.texts) if args.texts else []
+    if args.output is None and not args.json:
+        raise ValueError("there is nowhere to put the features; give --output NAME.npy or --json")
+    if args.output is not None and args.output.suffix != ".npy":
+        raise ValueError(f"--output {displayable(args.output)} must end in .npy")
+    if texts and args.output is None:
+        raise ValueError("the features of --texts go into files; give --output NAME.npy")
+    found = common.find_inputs(args)
+    tally = Tally(args.json)
+    model = common.load_model(args)
+    if not model.config.has_matching:
+        raise ValueError(
+            f"{model.source} is a checkpoint of kind {model.config.kind!r}, which has no aligned "
+            "features; give one of kind 'retrieval' or 'pretrain'"
+        )
+    tally.start()
+    features = np.full((len(found), model.config.embed_width), np.nan, np.float32)
+    rows: list[dict[str, str]] = []
+    for some, batch in common.read_jobs(found, model, args.batch_size):
+        if batch.places:
+            places = [len(rows) + place for place in batch.places]
+            embedded = model.embed_images(batch.pixels, batch_size=len(places))
+            features[places] = embedded.numpy()
+        for one, picture in zip(some, batch.pictures, strict=True):
+            if picture.pixels is None:
+                tally.fail_picture(one.name, picture)
+            else:
+                tally.done += 1
+                if args.json:
+                    values = features[len(rows)].tolist()
+                    common.print_json({"path": one.name, "embedding": values})
+            status, error = picture.status.value, picture.error
+            rows.append({"path": one.name, "status": status, "error_message": error})
+    if args.output is not None:
+        _write(args.output, features, rows, ("path", "status", "error_message"))
+    if texts:
+        _write_texts(args.output, model, texts)
+    return tally.report("embedded")
+
+
+def _write_texts(output: Path, model: Blip, texts: list[str]) -> None:
+    features = model.embed_texts(texts).numpy()
+    path = output.with_name(f"{output.stem}_texts.npy")
+    _write(path, features, [{"text": text} for text in texts], ("text",))
+
+
+def _write(
+    path: Path, features: np.ndarray, rows: list[dict[str, str]], columns: tuple[str, ...]
+) -> None:
+    """The features, then the table that says what they are; row n of one is row n of the other."""
+    import pyarrow as pa
+
+    from blip_fast.data.table import write_table
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, features)
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    write_table(path.with_suffix(".parquet"), rows, schema)

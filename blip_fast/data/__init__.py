@@ -1,0 +1,41 @@
+"""What jobs read and write: folders of pictures, texts beside them, and tables of results."""
+
+from __future__ import annotations
+
+from blip_fast.data.batches import Batch, chunks, default_batch_size, read_batches, stable_seed
+from blip_fast.data.files import displayable, replacing, write_json
+from blip_fast.data.folder import Found, Record, find, is_url, read_folder
+from blip_fast.data.sidecar import (
+    EXISTING,
+    EXTENSIONS,
+    Existing,
+    combine,
+    find_sidecar,
+    read_sidecar,
+    refuse_clashes,
+    write_sidecar,
+)
+
+__all__ = [
+    "EXISTING",
+    "EXTENSIONS",
+    "Batch",
+    "Existing",
+    "Found",
+    "Record",
+    "chunks",
+    "combine",
+    "default_batch_size",
+    "displayable",
+    "find",
+    "find_sidecar",
+    "is_url",
+    "read_batches",
+    "read_folder",
+    "read_sidecar",
+    "refuse_clashes",
+    "replacing",
+    "stable_seed",
+    "write_json",
+    "write_sidecar",
+]

@@ -1,0 +1,94 @@
+"""Sources: folders, files and URLs to a list of pictures, each with the web text beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip_fast.data.files import displayable
+from blip_fast.data.sidecar import find_sidecar, read_sidecar
+from blip_fast.images import find_images
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture that a job will read; whether it can be read is not known yet.
+
+    Attributes:
+        key: its path below the folder it was found in, with `/` on every system; a file's name;
+            a URL itself. The same wherever the folder lies.
+        source: what `read_pictures` takes.
+    """
+
+    key: str
+    source: Path | str
+
+    @property
+    def name(self) -> str:
+        """The whole path or URL, for people."""
+        return displayable(self.source)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture and the text that the web gave it.
+
+    Attributes:
+        key: see `Found`.
+        path: of the picture.
+        web_text: of the sidecar, surrounding white space removed; None where there is none, or
+            where it cannot be read.
+        web_error: why the sidecar cannot be read; else empty.
+    """
+
+    key: str
+    path: Path
+    web_text: str | None
+    web_error: str = ""
+
+
+def is_url(source: str | Path) -> bool:
+    return isinstance(source, str) and "://" in source
+
+
+def find(inputs: Sequence[str | Path], recursive: bool = True) -> list[Found]:
+    """The pictures of folders, files and URLs, in the order given, each once.
+
+    A file is taken at its word, whatever its name and whether it exists: reading it will tell.
+    """
+    found: dict[Path | str, Found] = {}
+    for given in inputs:
+        if is_url(given):
+            found.setdefault(given, Found(str(given), given))
+            continue
+        path = Path(given)
+        if not path.is_dir():
+            found.setdefault(path, Found(displayable(path.name), path))
+            continue
+        for picture in find_images(path, recursive=recursive):
+            key = displayable(picture.relative_to(path).as_posix())
+            found.setdefault(picture, Found(key, picture))
+    return list(found.values())
+
+
+def read_folder(folder: Path, recursive: bool = True) -> Iterator[Record]:
+    """The pictures of a folder with their web texts, in order of path.
+
+    The text is that of the sidecar, `NAME.txt` or else `NAME.caption`. It is not cleaned.
+
+    Raises:
+        ValueError: where `folder` is not a folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{displayable(folder)} is not a folder; give one that holds pictures")
+    for found in find([folder], recursive):
+        path = Path(found.source)
+        sidecar = find_sidecar(path)
+        text, error = None, ""
+        if sidecar is not None:
+            try:
+                text = read_sidecar(sidecar)
+            except (ValueError, OSError) as problem:
+                error = str(problem)
+        yield Record(found.key, path, text, error)
