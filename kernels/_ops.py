@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 REFERENCE = "reference"
 
@@ -81,61 +82,69 @@ class Choice:
 class Room:
     """The implementations of one operation, in order of preference, and the choice among them.
 
-    `native` is the opaque overload for the CPU where the room has one. The reference is there
-    always.
+    Args:
+        dtypes: for each opaque implementation those of its first tensor that it computes. The
+            reference, always there and last, computes them all.
     """
 
-    def __init__(self, name: str, native: Any = None) -> None:
+    def __init__(self, name: str, **dtypes: tuple[torch.dtype, ...]) -> None:
         self.name = name
-        self._overloads = {"native": native} if native is not None else {}
+        self._dtypes = dtypes
         _rooms[name] = self
 
     @property
     def implementations(self) -> list[str]:
-        return [*self._overloads, REFERENCE]
+        return [*self._dtypes, REFERENCE]
 
-    def overload(self, implementation: str) -> Any:
-        """The opaque operator of an implementation other than the reference."""
-        return self._overloads[implementation]
+    def operator(self, implementation: str, name: str | None = None) -> Any:
+        """The overload of an opaque implementation; of the room's own operator, or `name`."""
+        return getattr(getattr(torch.ops.blip_fast, name or self.name), implementation)
 
-    def choose(self, device: torch.device) -> str:
-        """The name of the implementation to run for tensors on `device`.
+    def choose(self, x: Tensor) -> str:
+        """The name of the implementation to run for a first tensor like `x`.
 
         Raises:
             ValueError: where one was asked for by name that cannot run there.
         """
-        forced = _forced.get(self.name)
-        if forced is None:
-            return next(name for name in self.implementations if not self._obstacle(name, device))
-        if forced not in self.implementations:
-            raise ValueError(
-                f"{self.name} has no implementation {forced!r}; it has "
-                f"{', '.join(self.implementations)}"
-            )
-        if obstacle := self._obstacle(forced, device):
-            raise ValueError(f"{self.name} cannot run {forced!r} on {device.type}: {obstacle}")
-        return forced
+        return self._choose(x.device, x.dtype)
 
-    def explain(self, device: torch.device) -> Choice:
-        """What `choose` would answer, in words."""
-        chosen = self.choose(device)
+    def explain(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """What `choose` would answer for a tensor on `device`, in words."""
+        chosen = self._choose(device, dtype)
         if self.name in _forced:
             why = "asked for by name"
         elif chosen != REFERENCE:
             why = f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
         else:
-            obstacles = [f"{n}: {self._obstacle(n, device)}" for n in self._overloads]
+            obstacles = [f"{name}: {self._obstacle(name, device, dtype)}" for name in self._dtypes]
             why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
         return Choice(self.name, device.type, chosen, why)
 
-    def _obstacle(self, implementation: str, device: torch.device) -> str:
-        """Why an implementation cannot run on a device; empty where it can."""
-        if implementation != "native":
+    def _choose(self, device: torch.device, dtype: torch.dtype) -> str:
+        forced = _forced.get(self.name)
+        if forced is None:
+            able = (n for n in self.implementations if not self._obstacle(n, device, dtype))
+            return next(able)
+        if forced not in self.implementations:
+            raise ValueError(
+                f"{self.name} has no implementation {forced!r}; it has "
+                f"{', '.join(self.implementations)}"
+            )
+        if obstacle := self._obstacle(forced, device, dtype):
+            raise ValueError(f"{self.name} cannot run {forced!r} on {device.type}: {obstacle}")
+        return forced
+
+    def _obstacle(self, implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+        """Why an implementation cannot run; empty where it can."""
+        if implementation == REFERENCE:
             return ""
         if device.type != "cpu":
             return "it is for the CPU"
         if not NATIVE_LOADED:
             return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
+        if dtype not in self._dtypes[implementation]:
+            able = ", ".join(str(d).removeprefix("torch.") for d in self._dtypes[implementation])
+            return f"it computes {able}, not {str(dtype).removeprefix('torch.')}"
         return ""
 
 
@@ -162,9 +171,9 @@ def use(implementation: str, *rooms: str) -> Iterator[None]:
         _forced.update(before)
 
 
-def choices(device: torch.device) -> list[Choice]:
-    """What each room would run on `device`, and why."""
-    return [room.explain(device) for room in _rooms.values()]
+def choices(device: torch.device, dtype: torch.dtype) -> list[Choice]:
+    """What each room would run for tensors of `dtype` on `device`, and why."""
+    return [room.explain(device, dtype) for room in _rooms.values()]
 
 
 def read_environment(value: str) -> None:

@@ -109,7 +109,7 @@ def _default() -> list[str]:
 def _print_choices(device: torch.device) -> None:
     print(f"\nrooms on {device.type}")
     try:
-        chosen = choices(device)
+        chosen = choices(device, default_dtype(device))
     except ValueError as error:  # one that was asked for by name and cannot run
         print(f"  {error}")
         return

@@ -188,7 +188,7 @@ BLIP_FAST_TARGET_AVX512 void rows_avx512(const Job<T>& job, int64_t first, int64
 template <class T, bool kAdd>
 auto pick_rows() {
 #if defined(__x86_64__)
-  if (current_isa() == Isa::avx512) return &rows_avx512<T, kAdd>;
+  if (current_isa() >= Isa::avx512) return &rows_avx512<T, kAdd>;
   if (current_isa() == Isa::avx2) return &rows_avx2<T, kAdd>;
 #endif
   return &rows_portable<T, kAdd>;

@@ -14,7 +14,7 @@ from torch import Tensor
 from blip_fast.kernels._ops import REFERENCE, Room, register_fake
 from blip_fast.kernels.add_layernorm import reference
 
-_room = Room("add_layernorm", native=torch.ops.blip_fast.add_layernorm.native)
+_room = Room("add_layernorm", native=(torch.float32, torch.bfloat16, torch.float16))
 
 
 def add_layernorm(
@@ -56,7 +56,7 @@ def _run(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, keep_sum: bool
 ) -> tuple[Tensor, Tensor]:
     _check(x, residual, weight, bias)
-    chosen = _room.choose(x.device)
+    chosen = _room.choose(x)
     if chosen == REFERENCE:
         return reference.add_layernorm(x, residual, weight, bias, eps)
     x = x.contiguous()
@@ -65,7 +65,7 @@ def _run(
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         total, out = _AddLayerNorm.apply(chosen, x, residual, weight, bias, eps)
         return total, out
-    total, out = _room.overload(chosen)(x, residual, weight, bias, eps, keep_sum)
+    total, out = _room.operator(chosen)(x, residual, weight, bias, eps, keep_sum)
     return total, out
 
 
@@ -97,7 +97,7 @@ class _AddLayerNorm(torch.autograd.Function):
         eps: float,
     ) -> tuple[Tensor, Tensor]:
         keep_sum = residual is not None
-        total, out = _room.overload(implementation)(x, residual, weight, bias, eps, keep_sum)
+        total, out = _room.operator(implementation)(x, residual, weight, bias, eps, keep_sum)
         ctx.save_for_backward(total if keep_sum else x, weight)
         ctx.eps, ctx.keep_sum = eps, keep_sum
         return total, out

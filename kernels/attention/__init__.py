@@ -44,7 +44,7 @@ def attention(
     if qkv.ndim != expected or qkv.shape[-3] != 3:
         wanted = "[N, S, 3, H, D]" if offsets is None else "[T, 3, H, D]"
         raise ValueError(f"qkv must be {wanted}; the shape is {tuple(qkv.shape)}")
-    _room.choose(qkv.device)
+    _room.choose(qkv)
     if offsets is None or max_length is None:
         return reference.dense_attention(qkv, causal)
     return reference.packed_attention(qkv, offsets, max_length, causal)

@@ -51,5 +51,5 @@ def contrastive(
             f"{features.shape[0]} features and {bank.shape[0]} bank entries need as many ids; "
             f"there are {ids.numel()} and {bank_ids.numel()}"
         )
-    _room.choose(features.device)
+    _room.choose(features)
     return reference.contrastive(features, momentum, bank, temperature, ids, bank_ids, alpha)

@@ -43,5 +43,5 @@ def cross_attention(
             f"{index.numel()} sequences need {index.numel() + 1} offsets; there are "
             f"{offsets.numel()}"
         )
-    _room.choose(q.device)
+    _room.choose(q)
     return reference.cross_attention(q, memory, offsets, index, key_lengths)

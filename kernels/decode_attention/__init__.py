@@ -35,7 +35,7 @@ def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tenso
             f"{q.shape[0]} sequences and {cache.shape[1]} positions need ancestors of that shape; "
             f"they are {tuple(ancestors.shape)}"
         )
-    _room.choose(q.device)
+    _room.choose(q)
     return reference.decode_attention(q, cache, ancestors, lengths)
 
 
@@ -59,7 +59,7 @@ def decode_cross_attention(
     _check(q, memory, "memory")
     if index.shape != q.shape[:1]:
         raise ValueError(f"{q.shape[0]} queries need as many indices; there are {index.numel()}")
-    _room.choose(q.device)
+    _room.choose(q)
     return reference.decode_cross_attention(q, memory, index, key_lengths)
 
 

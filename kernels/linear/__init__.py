@@ -41,5 +41,5 @@ def linear(
             f"x {tuple(x.shape)} has rows of width {x.shape[-1]}; the weight "
             f"{tuple(weight.shape)} takes {weight.shape[1]}"
         )
-    _room.choose(x.device)
+    _room.choose(x)
     return reference.linear(x, weight, bias, activation, residual)

@@ -41,5 +41,5 @@ def patchify(
         raise ValueError(
             f"images of {height} x {width} pixels do not divide into patches of {patch_size}"
         )
-    _room.choose(images.device)
+    _room.choose(images)
     return reference.patchify(images, patch_size, mean, std, dtype)

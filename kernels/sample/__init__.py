@@ -36,7 +36,7 @@ def penalise(
     Returns:
         [B, V] float32; -inf where a token is forbidden.
     """
-    _room.choose(scores.device)
+    _room.choose(scores)
     return reference.penalise(scores, tokens, lengths, repetition_penalty, min_length, end_id)
 
 
@@ -62,7 +62,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
             f"temperature {temperature} must be above 0, top_k {top_k} at least 0 and top_p "
             f"{top_p} in (0, 1]"
         )
-    _room.choose(logits.device)
+    _room.choose(logits)
     return reference.sample(logits, uniform, temperature, top_k, top_p)
 
 
@@ -78,5 +78,5 @@ def beam_step(log_probs: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Ten
     Returns:
         scores, beams and tokens, each [N, keep], best first; a beam is 0..K-1 within its image.
     """
-    _room.choose(log_probs.device)
+    _room.choose(log_probs)
     return reference.beam_step(log_probs, scores, keep)

@@ -16,7 +16,7 @@ def test_info(run: Any, loads: list) -> None:
         assert version in out
     assert f"torch uses {torch.get_num_threads()} threads" in out
     rows = [line.split() for line in out.splitlines() if line.startswith("  ")]
-    for choice in choices(torch.device("cpu")):
+    for choice in choices(torch.device("cpu"), torch.bfloat16):
         assert [choice.room, choice.implementation] in [row[:2] for row in rows]
         assert choice.why in out
 

@@ -34,7 +34,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable"])
 def isa(request: pytest.FixtureRequest):
     """One instruction set after the other, forced by name."""
     if not _ops.NATIVE_LOADED:

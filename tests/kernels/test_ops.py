@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def test_every_room_can_say_what_it_runs_and_why() -> None:
-    choices = kernels.choices(CPU)
+    choices = kernels.choices(CPU, torch.float32)
     assert len(choices) == 9
     assert all(c.implementation and c.why for c in choices)
 
@@ -34,7 +34,7 @@ def test_a_missing_implementation_raises() -> None:
 def test_an_implementation_for_another_device_raises() -> None:
     room = _ops._rooms["add_layernorm"]
     with kernels.use("native", "add_layernorm"), pytest.raises(ValueError, match="for the CPU"):
-        room.choose(torch.device("cuda"))
+        room.choose(torch.empty(1, device="meta"))
 
 
 def test_an_unknown_room_raises() -> None:
@@ -57,7 +57,7 @@ def test_an_unknown_room_raises() -> None:
 def test_the_environment_variable(value: str, expected: str) -> None:
     code = (
         "import torch, blip_fast.kernels as k;"
-        "c = {x.room: x.implementation for x in k.choices(torch.device('cpu'))};"
+        "c = {x.room: x.implementation for x in k.choices(torch.device('cpu'), torch.float32)};"
         "print(c['add_layernorm'], c['linear'])"
     )
     done = subprocess.run(
@@ -67,3 +67,15 @@ def test_the_environment_variable(value: str, expected: str) -> None:
         text=True,
     )
     assert expected in done.stdout + done.stderr
+
+
+def test_a_dtype_that_an_implementation_lacks_goes_to_the_reference_or_raises() -> None:
+    x = torch.randn(2, 8, dtype=torch.float64)
+    weight, bias = torch.randn(2, 8, dtype=torch.float64)
+    assert kernels.layernorm(x, weight, bias, 1e-6).dtype == torch.float64
+    if _ops.NATIVE_LOADED:
+        with (
+            kernels.use("native", "add_layernorm"),
+            pytest.raises(ValueError, match="it computes float32, bfloat16, float16, not float64"),
+        ):
+            kernels.layernorm(x, weight, bias, 1e-6)
