@@ -8,7 +8,7 @@ from factories import random_med, tiny_vocabulary
 
 from blip_fast.images import ImageOptions
 from blip_fast.tasks.model import Blip
-from blip_fast.text import Tokenizer
+from blip_fast.text import Tokenizer, pack
 
 SETTINGS = {"max_length": 16, "min_length": 4}
 SEARCHES = [
@@ -66,6 +66,27 @@ def test_scores_in_fp32_and_by_the_rule_in_bf16() -> None:
         error = (together - truth).abs().max() if dtype == torch.bfloat16 else 1e-5
         floor = torch.finfo(dtype).eps * truth.abs().max()
         assert (together - alone).abs().max() <= 2 * error + floor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probability_of_a_caption_in_fp32_and_by_the_rule_in_bf16(dtype: torch.dtype) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    text = pack([[126, 5, 9, 7, 102], [126, 6, 102], [126, *range(10, 24), 102], [126, 8, 8, 102]])
+
+    def log_probabilities(model: Blip, rows: list[int]) -> torch.Tensor:
+        part = pack([text.tolist()[i] for i in rows])
+        memory = model.see(images[rows])
+        losses = model.med.losses(part, memory, torch.arange(len(rows)))
+        where = torch.arange(len(rows)).repeat_interleave(part.lengths)
+        return -torch.zeros(len(rows)).index_add_(0, where, losses)
+
+    truth = log_probabilities(blip("caption"), [0, 1, 2, 3])
+    model = blip("caption", dtype)
+    together = log_probabilities(model, [0, 1, 2, 3])
+    alone = torch.cat([log_probabilities(model, [i]) for i in range(4)])
+    error = (together - truth).abs().max() if dtype == torch.bfloat16 else 1e-4
+    floor = torch.finfo(dtype).eps * truth.abs().max()
+    assert (together - alone).abs().max() <= 2 * error + floor
 
 
 def test_named_pairs_are_those_of_all_pairs() -> None:
