@@ -24,7 +24,8 @@ from blip_fast.images.status import ImageError, Status, failing_as
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO")
 
 # Their decoders keep up to 16 bytes a pixel beside the image that comes out, against 4 to 8 of
-# the others (measured), so their pixels count twice. So do those of CMYK, for progressive JPEG.
+# the others (measured), so their pixels count twice. So do those of CMYK, for progressive JPEG,
+# and those of transparent images, which are laid on a second image of their size.
 _COUNTED_TWICE = ("AVIF", "WEBP")
 
 # Orientations whose upright image is as wide as the stored one is high.
@@ -71,6 +72,7 @@ def decode(data: bytes, options: ImageOptions) -> Decoded:
     """
     with _guarded(options), _open(data) as image:
         twice = image.format in _COUNTED_TWICE or image.mode == "CMYK"
+        twice = twice or image.has_transparency_data
         check_size(*image.size, options.max_pixels, twice=twice)
         if options.decoder == "pillow":
             return _from_file(image, options)
@@ -97,7 +99,7 @@ def from_pillow(image: Image.Image, options: ImageOptions) -> Decoded:
         ImageError: as `decode` does.
     """
     with _guarded(options):
-        check_size(*image.size, options.max_pixels)
+        check_size(*image.size, options.max_pixels, twice=image.has_transparency_data)
         with _pillow_lock:  # the same image may stand in a list twice, and loading changes it
             orientation = _load(image, options)
         return Decoded(flatten(image, options.background_color), orientation)

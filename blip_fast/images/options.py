@@ -11,8 +11,9 @@ Background = str | tuple[int, int, int]
 COLORS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 # 67 million pixels let every single-shot camera of today pass. Together with MAX_BYTES they keep
-# one image at a time under 1 GiB: 230 MiB for Python and torch, 128 MiB of encoded bytes, and at
-# worst two Pillow images of 4 bytes a pixel (RGBA, and RGB laid on the background), 512 MiB.
+# one image at a time under 1 GiB: 230 MiB for Python and torch (550 with torch's CUDA build), 128
+# MiB of encoded bytes, and 256 MiB for a Pillow image of 4 bytes a pixel. Pixels of files that
+# take more count twice; a WebP at that limit takes 0.8 GiB, 1.1 beside a CUDA build.
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**27
 
@@ -35,7 +36,7 @@ class ImageOptions:
         exif_orientation: turn the image as its EXIF or XMP tag says. BLIP's own code does not.
             The orientation of a TIFF is part of that format, and Pillow always applies it.
         max_pixels: width times height, known from the header, beyond which an image is
-            `too_large`; half of it for WebP, AVIF and CMYK, which take more memory to decode.
+            `too_large`; half of it for WebP, AVIF, CMYK and transparency, which take more memory.
             Pillow refuses beyond twice its own `Image.MAX_IMAGE_PIXELS`, whatever this says.
         max_bytes: encoded bytes beyond which an image is `too_large`.
 

@@ -21,7 +21,7 @@ from blip_fast.images.resize import resize
 from blip_fast.images.status import ImageError, Status, failing_as
 
 _DEFAULTS = ImageOptions()
-_MOST_WORKERS = 8  # a worker holds an image at full size: 537 MB at the default limit
+_MOST_WORKERS = 8  # a worker holds an image at full size: 268 MB at the default limit
 _AHEAD = 2  # images read or being read for each worker
 
 
