@@ -58,7 +58,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_backend(f"build_sdist({str(folder)!r})", checkout, native=True)
     assert done.returncode == 0, done.stdout + done.stderr
     with tarfile.open(folder / "blip_fast-0.1.0.tar.gz") as archive:
-        archive.extractall(folder)
+        archive.extractall(folder, filter="data")
     return folder / "blip_fast-0.1.0"
 
 
