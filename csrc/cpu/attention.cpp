@@ -11,13 +11,13 @@
 #include <torch/csrc/stable/library.h>
 
 #include <blip_fast/attention.h>
-#include <blip_fast/exp2.h>
+#include <blip_fast/exp.h>
 
 namespace blip_fast {
 namespace {
 
-// Queries that share a pass over the keys: two tiles, whose scores of 577 keys take 28 KB.
-constexpr int64_t kQueries = 12;
+// Queries that share a pass over the keys: four tiles.
+constexpr int64_t kQueries = 24;
 constexpr int64_t kGrain = 4096;
 
 template <class T>
@@ -30,7 +30,8 @@ struct Job {
 };
 
 // Turns scores[0, seen) into weights exp(scale * (score - largest)), and those up to `padded`, a
-// multiple of 2W, into zero. Weights are stored for `multiply`: in order, in T if units are pairs.
+// multiple of 2W, into zero. `scale` includes SoftmaxExp's factor. Weights are stored as left
+// operand: in order, in T if units are pairs.
 template <class Level, class T>
 BLIP_FAST_INLINE void softmax_row(float* scores, int64_t seen, int64_t padded, float scale,
                                   typename Level::Unit* weights, float* total, float* largest) {
@@ -43,16 +44,15 @@ BLIP_FAST_INLINE void softmax_row(float* scores, int64_t seen, int64_t padded, f
     more = s.b > more ? s.b : more;
   }
   most = more > most ? more : most;
-  float top = most[0];
-  for (int lane = 1; lane < W; ++lane) top = std::max(top, most[lane]);
+  const float top = reduce_max<W>(most);
 
   const f32<W> tops = broadcast<W>(&top), scales = broadcast<W>(&scale);
   f32<W> sum{}, other{};
   for (int64_t i = 0; i < padded; i += 2 * W) {
     const Pair<W> s = load_pair<W>(scores + i);
     // The difference first: it is exact where it matters, at whatever scale the scores are.
-    const f32<W> a = exp2_below<W, T>((s.a - tops) * scales);
-    const f32<W> b = exp2_below<W, T>((s.b - tops) * scales);
+    const f32<W> a = SoftmaxExp<W, T>::of((s.a - tops) * scales);
+    const f32<W> b = SoftmaxExp<W, T>::of((s.b - tops) * scales);
     if constexpr (Level::kDepth == 1) {
       store_pair<W>(weights + i, {a, b});
       sum += a;
@@ -131,7 +131,8 @@ BLIP_FAST_INLINE void attend(const Job<T>& job, const AttentionTask& task, Scrat
   score<Level>(s, count, keys);
   for (int64_t i = 0; i < count; ++i) {
     float largest;
-    softmax_row<Level, T>(s.scores + i * s.row, shape.seen(task, from + i), padded, scale * kLog2E,
+    softmax_row<Level, T>(s.scores + i * s.row, shape.seen(task, from + i), padded,
+                          scale * SoftmaxExp<W, T>::kFactor,
                           s.weights + i * (s.row / Level::kDepth), &totals[i], &largest);
     job.logsumexp[(task.first + from + i) * shape.heads + task.head] =
         largest * scale + std::log(totals[i]);

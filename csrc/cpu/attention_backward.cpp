@@ -1,5 +1,5 @@
-// Self-attention, backward: the weights of a tile are made again from the log-sum-exp, and all three
-// gradients take from it while it is in the L1 cache.
+// Self-attention, backward: the weights of a tile are made again from the log-sum-exp, and all
+// three gradients take from it while it is in the L1 cache.
 //
 // With P the weights, G the gradient of the output and d its row sums of G * out:
 //     dV = P^T G,   dS = P * (G V^T - d),   dQ = dS K / sqrt(D),   dK = dS^T Q / sqrt(D)
@@ -11,7 +11,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <blip_fast/attention.h>
-#include <blip_fast/exp2.h>
+#include <blip_fast/exp.h>
 
 namespace blip_fast {
 namespace {
@@ -70,7 +70,7 @@ struct Scratch {
   Unit *weights, *grad_scores;     // P and dS: [query unit, key]
   Unit* grad_score_rows;           // dS: [query, key unit]
   float* grad_queries;             // [query, D]
-  float *logsumexp, *products;     // base 2; d
+  float *logsumexp, *products;     // times SoftmaxExp's factor; d
 };
 
 // The sum of the products of two rows.
@@ -110,7 +110,8 @@ BLIP_FAST_INLINE void pack_queries(const Job<T>& job, const AttentionTask& t, in
   pack_left_across<Level>(queries, kQueries / Level::kDepth, s.queries_across);
   pack_left_across<Level>(grads, kQueries / Level::kDepth, s.grads_across);
   for (int64_t i = 0; i < count; ++i) {
-    s.logsumexp[i] = job.logsumexp[(t.first + from + i) * shape.heads + t.head] * kLog2E;
+    s.logsumexp[i] = job.logsumexp[(t.first + from + i) * shape.heads + t.head] *
+                     SoftmaxExp<Level::W, T>::kFactor;
     s.products[i] = dot<Level::W, T>(grads.row(i), outs.row(i), shape.width);
   }
 }
@@ -131,7 +132,7 @@ BLIP_FAST_INLINE Slopes<W> slopes_of(const float* scores, const float* slopes, c
   const f32<W> by = broadcast<W>(&scale), base = broadcast<W>(&logsumexp);
   const f32<W> mean = broadcast<W>(&product), end = broadcast<W>(&seen);
   const Pair<W> s = load_pair<W>(scores), g = load_pair<W>(slopes);
-  f32<W> a = exp2_below<W, T>(s.a * by - base), b = exp2_below<W, T>(s.b * by - base);
+  f32<W> a = SoftmaxExp<W, T>::of(s.a * by - base), b = SoftmaxExp<W, T>::of(s.b * by - base);
   a = lane < end ? a : f32<W>{};
   b = lane + static_cast<float>(W) < end ? b : f32<W>{};
   return {{a, b}, {a * (g.a - mean), b * (g.b - mean)}};
@@ -144,7 +145,7 @@ BLIP_FAST_INLINE void differentiate(const AttentionShape& shape, const Attention
                                     Scratch<Level>& s) {
   constexpr int W = Level::W;
   constexpr int64_t kDepth = Level::kDepth;
-  const float scale = kLog2E / std::sqrt(static_cast<float>(shape.width));
+  const float scale = SoftmaxExp<W, T>::kFactor / std::sqrt(static_cast<float>(shape.width));
   for (int64_t r = 0; r < count; r += kDepth) {
     for (int64_t i = 0; i < columns; i += 2 * W) {
       Slopes<W> rows[kDepth];

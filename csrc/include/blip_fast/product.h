@@ -152,7 +152,8 @@ BLIP_FAST_INLINE void multiply_all(const Product<typename Level::Unit>& p) {
 #define BLIP_FAST_LEVEL(Name, Units, Target)                           \
   struct Name : Units {                                                \
     template <bool kAdd>                                               \
-    Target __attribute__((noinline)) static void multiply(const Product<Unit>& p) { \
+    Target __attribute__((noinline)) static void multiply(            \
+        const Product<Unit>& p) {                                     \
       multiply_all<Units, kAdd>(p);                                    \
     }                                                                  \
   };
