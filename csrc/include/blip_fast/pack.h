@@ -12,6 +12,7 @@
 #include <new>
 
 #include <blip_fast/product.h>
+#include <blip_fast/transpose.h>
 #include <blip_fast/vec.h>
 
 namespace blip_fast {
@@ -73,12 +74,21 @@ BLIP_FAST_INLINE typename Level::Unit unit_across(const T* row, const T* next, i
   }
 }
 
+// Whether the units of a row lie in memory as they are wanted.
+template <class Level, class T>
+inline constexpr bool kAsStored = sizeof(T) * Level::kDepth == sizeof(typename Level::Unit);
+
 // A operand, summed over the width: to[r, unit].
 template <class Level, class T>
 BLIP_FAST_INLINE void pack_left(const Rows<T>& from, typename Level::Unit* to) {
   const int64_t units = round_up(from.width, Level::kDepth) / Level::kDepth;
   for (int64_t r = 0; r < from.count; ++r, to += units) {
     const T* const row = from.row(r);
+    if constexpr (kAsStored<Level, T>) {
+      to[units - 1] = 0;
+      std::memcpy(to, row, from.width * sizeof(T));
+      continue;
+    }
     for (int64_t u = 0; u < from.width / Level::kDepth; ++u) {
       to[u] = unit_along<Level>(row, u * Level::kDepth, from.width);
     }
@@ -131,6 +141,21 @@ BLIP_FAST_INLINE void pack_right_across(const Rows<T>& from, typename Level::Uni
   const int64_t units = round_up(from.width, Level::kDepth) / Level::kDepth;
   const int64_t whole = from.width / Level::kDepth;
   for (int64_t r = 0; r < round_up(from.count, kBlock); ++r) {
+#if defined(__x86_64__)
+    if constexpr (Level::W == 16 && kAsStored<Level, T>) {
+      if (r % 16 == 0 && r + 16 <= from.count && whole == units && units % 16 == 0) {
+        auto* const block = reinterpret_cast<uint32_t*>(to) + r / kBlock * units * kBlock;
+        for (int64_t u = 0; u < units; u += 16) {
+          const auto row = [&](int i) __attribute__((always_inline)) {
+            return from.row(r + i) + u * Level::kDepth;
+          };
+          transpose_16x16(row, block + u * kBlock + r % kBlock, kBlock);
+        }
+        r += 15;
+        continue;
+      }
+    }
+#endif
     typename Level::Unit* const lane = to + r / kBlock * units * kBlock + r % kBlock;
     if (r >= from.count) {
       for (int64_t u = 0; u < units; ++u) lane[u * kBlock] = 0;
