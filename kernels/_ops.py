@@ -27,11 +27,56 @@ _SCHEMAS = {
         "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, bool keep_sum)"
         " -> (Tensor sum, Tensor out)"
     ),
+    # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
+    "attention": (
+        "(Tensor qkv, Tensor? offsets, int max_length, bool causal)"
+        " -> (Tensor out, Tensor logsumexp)"
+    ),
+    "attention_backward": (
+        "(Tensor grad, Tensor qkv, Tensor out, Tensor logsumexp, Tensor? offsets, int max_length,"
+        " bool causal) -> Tensor"
+    ),
+    "cross_attention": (
+        "(Tensor q, Tensor memory, Tensor offsets, Tensor index, Tensor? key_lengths)"
+        " -> (Tensor out, Tensor logsumexp)"
+    ),
+    "cross_attention_backward": (
+        "(Tensor grad, Tensor q, Tensor memory, Tensor out, Tensor logsumexp, Tensor offsets,"
+        " Tensor index, Tensor? key_lengths) -> (Tensor grad_q, Tensor grad_memory)"
+    ),
+    "decode_attention": "(Tensor q, Tensor cache, Tensor ancestors, Tensor lengths) -> Tensor",
+    "decode_cross_attention": (
+        "(Tensor q, Tensor memory, Tensor index, Tensor? key_lengths) -> Tensor"
+    ),
+    "linear": "(Tensor x, Tensor weight, Tensor? bias, bool gelu, Tensor? residual) -> Tensor",
+    "linear_cross_entropy": (
+        "(Tensor hidden, Tensor weight, Tensor bias, Tensor targets, float label_smoothing)"
+        " -> (Tensor losses, Tensor logsumexp)"
+    ),
+    "linear_cross_entropy_backward": (
+        "(Tensor grad, Tensor hidden, Tensor weight, Tensor bias, Tensor targets, Tensor logsumexp,"
+        " float label_smoothing) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
+    ),
+    "sample": (
+        "(Tensor logits, Tensor uniform, float temperature, int top_k, float top_p) -> Tensor"
+    ),
     # Not rooms: which instructions the CPU library uses, so that tests can force each path.
     "set_cpu_isa": "(str isa) -> ()",
     "cpu_isa": "() -> str",
 }
-_OVERLOADS = {"add_layernorm": ("native",)}
+_OVERLOADS = {
+    "add_layernorm": ("native",),
+    "attention": ("native",),
+    "attention_backward": ("native",),
+    "cross_attention": ("native",),
+    "cross_attention_backward": ("native",),
+    "decode_attention": ("native",),
+    "decode_cross_attention": ("native",),
+    "linear": ("native",),
+    "linear_cross_entropy": ("native",),
+    "linear_cross_entropy_backward": ("native",),
+    "sample": ("native",),
+}
 
 _library = torch.library.Library("blip_fast", "DEF")
 for _name, _schema in _SCHEMAS.items():

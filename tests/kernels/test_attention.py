@@ -1,7 +1,8 @@
-"""Self-attention, dense and packed, against a loop over sequences and heads in fp64."""
+"""Self-attention, dense and packed, against a loop over sequences and heads in higher precision."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -9,8 +10,56 @@ import torch
 from oracles import attend
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
+from blip_fast.kernels import _ops
+
+needs_native = pytest.mark.skipif(
+    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
+)
+DTYPES = [torch.float32, torch.bfloat16]
+# One token, few, around the blocks of keys (64) and of queries, and the model's at 224 px.
+LENGTHS = [[1], [5, 1, 17, 2], [3, 3, 3], [64, 0, 65], [197]]
+# Other than BLIP's 64: around vectors and pairs of them, odd, and the largest.
+WIDTHS = [1, 16, 33, 80, 128]
+
+
+class Recorder(TorchDispatchMode):
+    """The names of our operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "blip_fast":
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable", "reference"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native code of one instruction set after the other, and the reference, by name."""
+    if request.param == "reference":
+        with kernels.use("reference", "attention"):
+            yield request.param
+        return
+    if not _ops.NATIVE_LOADED:
+        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
+    before = torch.ops.blip_fast.cpu_isa()
+    try:
+        torch.ops.blip_fast.set_cpu_isa(request.param)
+    except RuntimeError as error:
+        pytest.skip(f"this processor has no {request.param}: {error}")
+    with kernels.use("native", "attention"):
+        yield request.param
+    assert torch.ops.blip_fast.cpu_isa() == request.param
+    torch.ops.blip_fast.set_cpu_isa(before)
+
+
+def offsets_of(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def oracle(qkv: Tensor, lengths: list[int], causal: bool) -> Tensor:
@@ -18,38 +67,167 @@ def oracle(qkv: Tensor, lengths: list[int], causal: bool) -> Tensor:
     return torch.cat([attend(p[:, 0], p[:, 1], p[:, 2], causal) for p in parts])
 
 
-# Lengths that are no multiple of anything, one token alone, and equal ones.
-@pytest.mark.parametrize("lengths", [[1], [5, 1, 17, 2], [3, 3, 3], [197]])
+def gradient(function, qkv: Tensor, grad: Tensor) -> Tensor:
+    leaf = qkv.detach().clone().requires_grad_()
+    function(leaf).backward(grad.to(leaf.dtype))
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed(lengths: list[int], causal: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed(path: str, lengths: list[int], causal: bool, dtype: torch.dtype) -> None:
     qkv = torch.randn(sum(lengths), 3, 2, 64).to(dtype)
-    offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    actual = kernels.attention(qkv, offsets, max(lengths), causal=causal)
-    truth = oracle(qkv.to(wide(dtype)), lengths, causal)
-    assert_close_as_torch("packed", actual, oracle(qkv, lengths, causal), truth)
+    grad = torch.randn(sum(lengths), 2, 64).to(dtype)
+
+    def ours(x: Tensor) -> Tensor:
+        return kernels.attention(x, offsets_of(lengths), max(lengths), causal=causal)
+
+    def torchs(x: Tensor) -> Tensor:
+        return oracle(x, lengths, causal)
+
+    truth = torchs(qkv.to(wide(dtype)))
+    assert_close_as_torch("packed", ours(qkv), torchs(qkv), truth)
+    if path != "reference":  # whose gradient is autograd's
+        truth = gradient(torchs, qkv.to(wide(dtype)), grad)
+        same = gradient(torchs, qkv, grad)
+        assert_close_as_torch("gradient", gradient(ours, qkv, grad), same, truth)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_dense_is_packed_of_equal_lengths(causal: bool) -> None:
-    qkv = torch.randn(3, 7, 3, 2, 64)
-    dense = kernels.attention(qkv, causal=causal)
-    truth = oracle(qkv.double().flatten(0, 1), [7] * 3, causal).view(3, 7, 2, 64)
-    assert_close_as_torch("dense", dense, truth.float(), truth)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_width_of_head(path: str, width: int, dtype: torch.dtype) -> None:
+    qkv, grad = torch.randn(2, 70, 3, 3, width).to(dtype), torch.randn(2, 70, 3, width).to(dtype)
+
+    def ours(x: Tensor) -> Tensor:
+        return kernels.attention(x)
+
+    def torchs(x: Tensor) -> Tensor:
+        return torch.stack([oracle(image, [70], False) for image in x])
+
+    truth = torchs(qkv.to(wide(dtype)))
+    assert_close_as_torch("dense", ours(qkv), torchs(qkv), truth)
+    if path != "reference":  # whose gradient is autograd's
+        truth = gradient(torchs, qkv.to(wide(dtype)), grad)
+        same = gradient(torchs, qkv, grad)
+        assert_close_as_torch("gradient", gradient(ours, qkv, grad), same, truth)
 
 
-def test_no_sequences() -> None:
-    offsets = torch.zeros(1, dtype=torch.int32)
-    assert kernels.attention(torch.zeros(0, 3, 2, 64), offsets, 0).shape == (0, 2, 64)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-20, 30.0, 1e4, 1e15])
+def test_extreme_values_stay_finite_and_exact(path: str, scale: float, dtype: torch.dtype) -> None:
+    qkv = torch.randn(2, 40, 3, 2, 64).to(dtype)
+    qkv[:, :, :2] *= scale
+    truth = torch.stack([oracle(image, [40], False) for image in qkv.to(wide(dtype))])
+    same = torch.stack([oracle(image, [40], False) for image in qkv])
+    assert_close_as_torch(f"scale {scale}", kernels.attention(qkv), same, truth)
 
 
-def test_gradients_reach_every_token_of_its_own_sequence_only() -> None:
+def test_a_nan_reaches_its_own_sequence_and_head_only(path: str) -> None:
+    qkv = torch.randn(12, 3, 2, 64)
+    qkv[2, 1, 0, 5] = torch.nan  # a key of the first sequence, first head
+    out = kernels.attention(qkv, offsets_of([7, 5]), 7)
+    assert out[:7, 0].isnan().all()
+    assert out[:7, 1].isfinite().all() and out[7:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sequence_does_not_depend_on_its_neighbours(path: str, dtype: torch.dtype) -> None:
+    if path == "reference":
+        pytest.skip("PyTorch's kernels choose by shape")
+    lengths = [9, 40, 1, 100]
+    qkv = torch.randn(sum(lengths), 3, 2, 64).to(dtype)
+    together = kernels.attention(qkv, offsets_of(lengths), 100, causal=True)
+    for alone, part in zip(qkv.split(lengths), together.split(lengths), strict=True):
+        assert torch.equal(kernels.attention(alone[None], causal=True)[0], part)
+
+
+def test_no_sequences_and_empty_ones(path: str) -> None:
+    none = torch.zeros(0, 3, 2, 64)
+    assert kernels.attention(none, offsets_of([]), 0).shape == (0, 2, 64)
+    assert kernels.attention(none, offsets_of([0, 0]), 0).shape == (0, 2, 64)
+    assert kernels.attention(none[None]).shape == (1, 0, 2, 64)
+
+
+def test_non_contiguous(path: str) -> None:
+    qkv = torch.randn(2, 11, 6, 2, 64).bfloat16()[:, :, ::2]
+    grad = torch.randn(2, 2, 11, 64).bfloat16().transpose(1, 2)
+    assert torch.equal(kernels.attention(qkv), kernels.attention(qkv.contiguous()))
+    strided = gradient(kernels.attention, qkv, grad)
+    assert torch.equal(strided, gradient(kernels.attention, qkv, grad.contiguous()))
+
+
+def test_gradients_reach_every_token_of_its_own_sequence_only(path: str) -> None:
     qkv = torch.randn(5, 3, 1, 64, requires_grad=True)
-    offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
-    kernels.attention(qkv, offsets, 3)[:2].square().sum().backward()
+    kernels.attention(qkv, offsets_of([2, 3]), 3)[:2].square().sum().backward()
     assert qkv.grad is not None
     assert qkv.grad[:2].abs().sum() > 0
     assert qkv.grad[2:].abs().sum() == 0
+
+
+@needs_native
+def test_logsumexp() -> None:
+    qkv = torch.randn(2, 30, 3, 2, 64)
+    _, logsumexp = torch.ops.blip_fast.attention.native(qkv, None, 0, False)
+    q, k, _ = qkv.double().permute(2, 0, 3, 1, 4)
+    truth = (q @ k.transpose(-1, -2) / 8).logsumexp(-1).transpose(1, 2)
+    torch.testing.assert_close(logsumexp, truth.float(), rtol=1e-6, atol=1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 300, 1), (3, 90, 2)])
+def test_two_runs_are_bit_equal_whatever_the_threads(
+    threads: int, shape: tuple[int, int, int]
+) -> None:
+    images, tokens, heads = shape
+    qkv = torch.randn(images, tokens, 3, heads, 64).bfloat16()
+    grad = torch.randn(images, tokens, heads, 64).bfloat16()
+    before = torch.get_num_threads()
+    first = kernels.attention(qkv), gradient(kernels.attention, qkv, grad)
+    torch.set_num_threads(threads)
+    try:
+        second = kernels.attention(qkv), gradient(kernels.attention, qkv, grad)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("offsets", [None, offsets_of([4, 0, 6])], ids=["dense", "packed"])
+def test_operators_are_sound_and_compile_whole(offsets: Tensor | None) -> None:
+    qkv = torch.randn(10, 3, 2, 16)
+    if offsets is None:
+        qkv = qkv[None]
+    longest = 0 if offsets is None else 6
+    torch.library.opcheck(torch.ops.blip_fast.attention.native, (qkv, offsets, longest, True))
+    out, logsumexp = torch.ops.blip_fast.attention.native(qkv, offsets, longest, True)
+    saved = (torch.randn_like(out), qkv, out, logsumexp, offsets, longest, True)
+    torch.library.opcheck(torch.ops.blip_fast.attention_backward.native, saved)
+
+    def block(x: Tensor) -> Tensor:
+        return kernels.attention(x.relu(), offsets, None if offsets is None else 6) + 1
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(qkv), block(qkv))
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(gradient(compiled, qkv, grad), gradient(block, qkv, grad))
+
+
+@needs_native
+def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
+    qkv = torch.randn(1, 3, 3, 1, 16)
+    forward, backward = (f"blip_fast.{n}.native" for n in ("attention", "attention_backward"))
+    for implementation, expected in (("native", [forward, backward]), ("reference", [])):
+        with kernels.use(implementation), Recorder() as recorder:
+            gradient(kernels.attention, qkv, torch.ones(1, 3, 1, 16))
+        assert recorder.names == expected
+    with Recorder() as recorder:
+        kernels.attention(qkv.half())
+    assert recorder.names == []
+    with kernels.use("native"), pytest.raises(ValueError, match="it computes float32, bfloat16"):
+        kernels.attention(qkv.half())
 
 
 def test_arguments_are_checked() -> None:
@@ -57,3 +235,21 @@ def test_arguments_are_checked() -> None:
         kernels.attention(torch.zeros(4, 3, 2, 64), torch.tensor([0, 4], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"\[N, S, 3, H, D\]"):
         kernels.attention(torch.zeros(4, 3, 2, 64))
+    with pytest.raises(ValueError, match=r"must be torch.int32"):
+        kernels.attention(torch.zeros(4, 3, 2, 64), torch.tensor([0, 4]), 4)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([0, 5], "offsets go from 0 to 5"),
+        ([1, 4], "offsets go from 1 to 4"),
+        ([0, 3, 2, 4], "sequence 1 has length -1"),
+        ([0, 4], "from 0 to max_length, 3"),
+    ],
+)
+def test_offsets_that_would_lead_outside_raise(offsets: list[int], message: str) -> None:
+    qkv = torch.zeros(4, 3, 2, 64)
+    with kernels.use("native"), pytest.raises(RuntimeError, match=message):
+        kernels.attention(qkv, torch.tensor(offsets, dtype=torch.int32), 3)
