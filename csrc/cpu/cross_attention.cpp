@@ -26,8 +26,6 @@ namespace {
 constexpr int64_t kKeys = 64;   // in a block
 constexpr int64_t kRows = 12;   // multiplied at a time: with both operands they fit the L1 cache
 constexpr int64_t kUnitRows = 384;  // rows times heads of a unit: their states fit the L2 cache
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Unit {
@@ -106,7 +104,7 @@ BLIP_FAST_INLINE void attend_block(const Space<typename Level::Cells>& space, in
   const int64_t lanes = round_up(count, 2 * Cells::kWidth);
   const int64_t stride = kKeys / Cells::kDepth;
   float* const states = space.states + first * space.state;
-  Level::multiply({space.q + first * space.depth, space.depth, space.keys, kKeys, space.scores,
+  Level::multiply({space.q + first * space.depth, space.depth, 1, space.keys, kKeys, space.scores,
                    kKeys, rows, lanes, space.depth, false});
   for (int64_t r = 0; r < rows; ++r) {
     float* const scores = space.scores + r * kKeys;
@@ -114,8 +112,8 @@ BLIP_FAST_INLINE void attend_block(const Space<typename Level::Cells>& space, in
     weigh<Cells>(scores, lanes, scale, space.tops[first + r], states + r * space.state,
                  space.width, space.weights + r * stride);
   }
-  Level::multiply({space.weights, stride, space.values, space.width, states, space.state, rows,
-                   space.width, lanes / Cells::kDepth, true});
+  Level::multiply({space.weights, stride, 1, space.values, space.width, states, space.state,
+                   rows, space.width, lanes / Cells::kDepth, true});
 }
 
 template <class Cells>

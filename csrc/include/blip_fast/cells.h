@@ -5,6 +5,7 @@
 // row of vectors, so that one body serves every instruction set and both kinds of cell.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -13,6 +14,9 @@
 #include <blip_fast/vec.h>
 
 namespace blip_fast {
+
+inline constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLn2 = 0.693147181f;
 
 template <int W, int kStage, bool kHigh>
 constexpr int transposed_lane(int lane) {
@@ -68,6 +72,9 @@ struct FloatCells {
   static constexpr int kWidth = W;
   static constexpr int kDepth = 1;   // elements of depth in a cell
   static constexpr int kPieces = 2;  // vectors of cells that hold 2W elements of a row
+  // Products that are summed before the sum joins the others: a chain of 64 would err twice as
+  // much as the library's.
+  static constexpr int64_t kChain = 16;
 
   static BLIP_FAST_INLINE f32<W> madd(const f32<W>& sum, const u32<W>& a, const u32<W>& b) {
     return sum + (f32<W>)a * (f32<W>)b;
@@ -86,6 +93,10 @@ struct FloatCells {
   // The sum over what `store_row` stored, by lanes.
   static BLIP_FAST_INLINE f32<W> add_row(const f32<W>& sum, const uint32_t* cells) {
     return sum + load_vector<f32<W>>(cells) + load_vector<f32<W>>(cells + W);
+  }
+  // W values of one row, and of the row after it where a cell holds two, as cells along the lanes.
+  static BLIP_FAST_INLINE void store_depth(uint32_t* cells, const f32<W> (&rows)[1]) {
+    std::memcpy(cells, rows, sizeof rows);
   }
   // 2^t for t <= 0 to a relative error of 2e-9 before rounding; 2^-126 below -126.
   static BLIP_FAST_INLINE f32<W> exp2(const f32<W>& t) {
@@ -111,6 +122,7 @@ struct PairCells {
   static constexpr int kWidth = 16;
   static constexpr int kDepth = 2;
   static constexpr int kPieces = 1;
+  static constexpr int64_t kChain = 1 << 30;  // inputs are rounded far more coarsely than sums
 
   static BLIP_FAST_INLINE f32<16> madd(const f32<16>& before, const u32<16>& a, const u32<16>& b) {
     f32<16> sum = before;
@@ -128,6 +140,15 @@ struct PairCells {
   static BLIP_FAST_INLINE f32<16> add_row(const f32<16>& sum, const uint32_t* cells) {
     return madd(sum, load_vector<u32<16>>(cells), u32<16>{} + 0x3f803f80u);
   }
+  static BLIP_FAST_INLINE void store_depth(uint32_t* cells, const f32<16> (&rows)[2]) {
+    typedef uint16_t Halves __attribute__((vector_size(64)));
+    Halves packed;
+    asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(packed) : "v"(rows[0]), "v"(rows[1]));
+    packed = __builtin_shufflevector(packed, packed, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                     22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
+                                     30, 15, 31);
+    std::memcpy(cells, &packed, sizeof packed);
+  }
   // 2^t to a relative error of 8e-5, a fiftieth of a rounding to bfloat16.
   static BLIP_FAST_INLINE f32<16> exp2(const f32<16>& t) {
     f32<16> whole, result;
@@ -142,10 +163,11 @@ struct PairCells {
 };
 #endif
 
-// C[rows][lanes] (+)= A[rows][depth] * B[depth][lanes]; lanes are whole multiples of 2W.
+// C[rows][lanes] (+)= A[rows][depth] * B[depth][lanes]; lanes are whole multiples of 2W. A cell of
+// A lies at a[row * a_stride + k * a_step], so that a panel laid out as B serves as its transpose.
 struct Product {
   const uint32_t* a;
-  int64_t a_stride;
+  int64_t a_stride, a_step;
   const uint32_t* b;
   int64_t b_stride;
   float* c;
@@ -163,23 +185,23 @@ template <class Cells, int kRows, int kVectors>
 BLIP_FAST_INLINE void multiply_tile(const Product& p, int64_t row, int64_t lane) {
   constexpr int W = Cells::kWidth;
   float* const c = p.c + row * p.c_stride + lane;
-  const uint32_t* const a = p.a + row * p.a_stride;
+  const uint32_t* a = p.a + row * p.a_stride;
   const uint32_t* b = p.b + lane;
   f32<W> sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = p.add ? load_vector<f32<W>>(c + r * p.c_stride + v * W) : f32<W>{};
+      sum[r][v] = f32<W>{};
     }
   }
-  for (int64_t k = 0; k < p.depth; ++k, b += p.b_stride) {
+  for (int64_t k = 0; k < p.depth; ++k, a += p.a_step, b += p.b_stride) {
     u32<W> right[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) right[v] = load_vector<u32<W>>(b + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const u32<W> left = u32<W>{} + a[r * p.a_stride + k];
+      const u32<W> left = u32<W>{} + a[r * p.a_stride];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[r][v] = Cells::madd(sum[r][v], left, right[v]);
     }
@@ -188,7 +210,9 @@ BLIP_FAST_INLINE void multiply_tile(const Product& p, int64_t row, int64_t lane)
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      std::memcpy(c + r * p.c_stride + v * W, &sum[r][v], sizeof(f32<W>));
+      float* const to = c + r * p.c_stride + v * W;
+      if (p.add) sum[r][v] = load_vector<f32<W>>(to) + sum[r][v];
+      std::memcpy(to, &sum[r][v], sizeof(f32<W>));
     }
   }
 }
@@ -210,13 +234,20 @@ BLIP_FAST_INLINE void multiply_columns(const Product& p, int64_t lane) {
 }
 
 template <class Cells>
-BLIP_FAST_INLINE void multiply_all(const Product& p) {
+BLIP_FAST_INLINE void multiply_all(const Product& whole) {
   constexpr int kStep = kTileVectors<Cells::kWidth> * Cells::kWidth;
-  int64_t lane = 0;
-  for (; lane + kStep <= p.lanes; lane += kStep) {
-    multiply_columns<Cells, kTileVectors<Cells::kWidth>>(p, lane);
+  Product p = whole;
+  for (int64_t k = 0; k < whole.depth; k += Cells::kChain) {
+    p.depth = std::min(Cells::kChain, whole.depth - k);
+    int64_t lane = 0;
+    for (; lane + kStep <= p.lanes; lane += kStep) {
+      multiply_columns<Cells, kTileVectors<Cells::kWidth>>(p, lane);
+    }
+    if (lane < p.lanes) multiply_columns<Cells, 2>(p, lane);
+    p.a += p.depth * p.a_step;
+    p.b += p.depth * p.b_stride;
+    p.add = true;
   }
-  if (lane < p.lanes) multiply_columns<Cells, 2>(p, lane);
 }
 
 // An instruction set with its kind of cell. `multiply` is a real call: its body is long, and every
