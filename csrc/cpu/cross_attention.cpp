@@ -64,7 +64,7 @@ int64_t workspace_cells(int64_t head_width, int64_t unit_rows) {
          2 * kRows * kKeys + 64;
 }
 
-// Turns a row of scores into cells of weights 2^(score * scale - top); raises the row's top and
+// Turns a row of scores into cells of weights 2^((score - top) * scale); raises the row's top and
 // scales its state down where a score is above it.
 template <class Cells>
 BLIP_FAST_INLINE void weigh(const float* scores, int64_t lanes, float scale, float& top,
@@ -74,10 +74,10 @@ BLIP_FAST_INLINE void weigh(const float* scores, int64_t lanes, float scale, flo
   for (int64_t i = W; i < lanes; i += W) {
     largest = larger<W>(load_vector<f32<W>>(scores + i), largest);
   }
-  const float block_top = reduce_max<W>(largest) * scale;
+  const float block_top = reduce_max<W>(largest);
   if (block_top > top) {
     if (top != -kInfinity) {
-      const float factor = std::exp2(top - block_top);
+      const float factor = std::exp2((top - block_top) * scale);
       for (int64_t i = 0; i < width + W; i += W) {
         const f32<W> scaled = load_vector<f32<W>>(state + i) * factor;
         std::memcpy(state + i, &scaled, sizeof scaled);
@@ -87,8 +87,8 @@ BLIP_FAST_INLINE void weigh(const float* scores, int64_t lanes, float scale, flo
   }
   f32<W> sum = load_vector<f32<W>>(state + width);
   for (int64_t i = 0; i < lanes; i += 2 * W) {
-    const f32<W> a = Cells::exp2(load_vector<f32<W>>(scores + i) * scale - top);
-    const f32<W> b = Cells::exp2(load_vector<f32<W>>(scores + i + W) * scale - top);
+    const f32<W> a = Cells::exp2((load_vector<f32<W>>(scores + i) - top) * scale);
+    const f32<W> b = Cells::exp2((load_vector<f32<W>>(scores + i + W) - top) * scale);
     Cells::store_row(weights, a, b);
     sum = Cells::add_row(sum, weights);  // what is divided by is what was multiplied with
     weights += 2 * W / Cells::kDepth;
@@ -134,7 +134,7 @@ BLIP_FAST_INLINE void begin(const MemoryAttention& job, const Unit& unit,
 
 template <class Cells>
 BLIP_FAST_INLINE void finish(const MemoryAttention& job, const Unit& unit,
-                             const Space<Cells>& space) {
+                             const Space<Cells>& space, float scale) {
   constexpr int W = Cells::kWidth;
   using T = typename Cells::Element;
   for (int64_t h = 0; h < unit.heads; ++h) {
@@ -146,7 +146,7 @@ BLIP_FAST_INLINE void finish(const MemoryAttention& job, const Unit& unit,
       write_row<Cells>(state, sum == 0.0f ? 0.0f : 1.0f / sum,
                        static_cast<T*>(job.out) + place * job.memory.width, job.memory.width);
       if (job.logsumexp != nullptr) {
-        job.logsumexp[place] = (space.tops[row] + std::log2(sum)) * kLn2;
+        job.logsumexp[place] = (space.tops[row] * scale + std::log2(sum)) * kLn2;
       }
     }
   }
@@ -176,7 +176,7 @@ BLIP_FAST_INLINE void run_unit(const MemoryAttention& job, const Unit& unit, Wor
       }
     }
   }
-  finish<Cells>(job, unit, space);
+  finish<Cells>(job, unit, space, scale);
 }
 
 // One copy of a unit's code for each instruction set.
