@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import Room
+from blip_fast.kernels import _ops
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake
 from blip_fast.kernels.cross_attention import reference
 
-_room = Room("cross_attention")
+_room = Room("cross_attention", native=(torch.float32, torch.bfloat16))
 
 
 def cross_attention(
@@ -43,5 +47,84 @@ def cross_attention(
             f"{index.numel()} sequences need {index.numel() + 1} offsets; there are "
             f"{offsets.numel()}"
         )
-    _room.choose(q)
-    return reference.cross_attention(q, memory, offsets, index, key_lengths)
+    if memory.dtype != q.dtype:
+        raise ValueError(f"q is {q.dtype} and its memory {memory.dtype}; they must agree")
+    chosen = choose(_room, q)
+    if chosen == REFERENCE:
+        return reference.cross_attention(q, memory, offsets, index, key_lengths)
+    q, memory = q.contiguous(), dense_heads(memory)
+    texts = (
+        offsets.contiguous(),
+        index.contiguous(),
+        None if key_lengths is None else key_lengths.contiguous(),
+    )
+    if torch.is_grad_enabled() and (q.requires_grad or memory.requires_grad):
+        out: Tensor = _CrossAttention.apply(chosen, q, memory, *texts)
+        return out
+    return _room.operator(chosen)(q, memory, *texts)[0]
+
+
+def choose(room: Room, q: Tensor, obstacle: str = "") -> str:
+    """The implementation to run in a room of attention to memory.
+
+    Args:
+        obstacle: what keeps the native code from this call beside q's device, dtype and width.
+
+    Raises:
+        ValueError: where one was asked for by name that cannot run this call.
+    """
+    chosen = room.choose(q)
+    width = q.shape[-1]
+    if not obstacle and (width % 16 or not 0 < width <= 128):
+        obstacle = f"heads are {width} wide, not a multiple of 16 up to 128"
+    if chosen == REFERENCE or not obstacle:
+        return chosen
+    if room.name in _ops._forced:
+        raise ValueError(f"{room.name} cannot run {chosen!r}: {obstacle}")
+    return REFERENCE
+
+
+def dense_heads(pairs: Tensor) -> Tensor:
+    """`pairs` itself where a token's keys and values lie together, else a copy that is so."""
+    _, _, _, heads, width = pairs.shape
+    dense = pairs.stride()[2:] == (heads * width, width, 1)
+    return pairs if dense else pairs.contiguous()
+
+
+class _CrossAttention(torch.autograd.Function):
+    """The gradient around an opaque forward; the weights are recomputed from the logsumexp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        implementation: str,
+        q: Tensor,
+        memory: Tensor,
+        offsets: Tensor,
+        index: Tensor,
+        key_lengths: Tensor | None,
+    ) -> Tensor:
+        texts = (offsets, index, key_lengths)
+        out, logsumexp = _room.operator(implementation)(q, memory, *texts)
+        ctx.save_for_backward(q, memory, out, logsumexp, *texts)
+        ctx.implementation = implementation
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        backward = _room.operator(ctx.implementation, "cross_attention_backward")
+        grad_q, grad_memory = backward(grads[0].contiguous(), *ctx.saved_tensors)
+        return None, grad_q, grad_memory, None, None, None
+
+
+def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _fake_backward(grad: Tensor, q: Tensor, memory: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), memory.new_empty(memory.shape)
+
+
+register_fake("cross_attention", _fake)
+register_fake("cross_attention_backward", _fake_backward)

@@ -6,12 +6,14 @@ sequence was written, so beams of one image share their common beginning.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import Room
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake
+from blip_fast.kernels.cross_attention import choose, dense_heads
 from blip_fast.kernels.decode_attention import reference
 
-_room = Room("decode_attention")
+_room = Room("decode_attention", native=(torch.float32, torch.bfloat16))
 
 
 def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tensor) -> Tensor:
@@ -35,8 +37,13 @@ def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tenso
             f"{q.shape[0]} sequences and {cache.shape[1]} positions need ancestors of that shape; "
             f"they are {tuple(ancestors.shape)}"
         )
-    _room.choose(q)
-    return reference.decode_attention(q, cache, ancestors, lengths)
+    chosen = choose(_room, q, _obstacle(q, cache))
+    if chosen == REFERENCE:
+        return reference.decode_attention(q, cache, ancestors, lengths)
+    result: Tensor = _room.operator(chosen)(
+        q.contiguous(), dense_heads(cache), ancestors.contiguous(), lengths.contiguous()
+    )
+    return result
 
 
 def decode_cross_attention(
@@ -59,8 +66,21 @@ def decode_cross_attention(
     _check(q, memory, "memory")
     if index.shape != q.shape[:1]:
         raise ValueError(f"{q.shape[0]} queries need as many indices; there are {index.numel()}")
-    _room.choose(q)
-    return reference.decode_cross_attention(q, memory, index, key_lengths)
+    chosen = choose(_room, q, _obstacle(q, memory))
+    if chosen == REFERENCE:
+        return reference.decode_cross_attention(q, memory, index, key_lengths)
+    lengths = None if key_lengths is None else key_lengths.contiguous()
+    result: Tensor = _room.operator(chosen, "decode_cross_attention")(
+        q.contiguous(), dense_heads(memory), index.contiguous(), lengths
+    )
+    return result
+
+
+def _obstacle(q: Tensor, pairs: Tensor) -> str:
+    """What keeps the native code from this call beside its device and dtype."""
+    if torch.is_grad_enabled() and (q.requires_grad or pairs.requires_grad):
+        return "decoding has no native gradient; use torch.no_grad() or the reference"
+    return ""
 
 
 def _check(q: Tensor, pairs: Tensor, name: str) -> None:
@@ -69,3 +89,13 @@ def _check(q: Tensor, pairs: Tensor, name: str) -> None:
             f"q {tuple(q.shape)} needs a {name} of shape (*, *, 2, {q.shape[1]}, {q.shape[2]}); "
             f"it is {tuple(pairs.shape)}"
         )
+    if pairs.dtype != q.dtype:
+        raise ValueError(f"q is {q.dtype} and its {name} {pairs.dtype}; they must agree")
+
+
+def _fake(q: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(q)
+
+
+register_fake("decode_attention", _fake)
+register_fake("decode_cross_attention", _fake)
