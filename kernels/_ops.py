@@ -44,6 +44,9 @@ _SCHEMAS = {
         "(Tensor grad, Tensor q, Tensor memory, Tensor out, Tensor logsumexp, Tensor offsets,"
         " Tensor index, Tensor? key_lengths) -> (Tensor grad_q, Tensor grad_memory)"
     ),
+    "beam_step": (
+        "(Tensor log_probs, Tensor scores, int keep) -> (Tensor best, Tensor beam, Tensor token)"
+    ),
     "decode_attention": "(Tensor q, Tensor cache, Tensor ancestors, Tensor lengths) -> Tensor",
     "decode_cross_attention": (
         "(Tensor q, Tensor memory, Tensor index, Tensor? key_lengths) -> Tensor"
@@ -57,6 +60,9 @@ _SCHEMAS = {
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor bias, Tensor targets, Tensor logsumexp,"
         " float label_smoothing) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
     ),
+    "patchify": (
+        "(Tensor images, int patch_size, float[] mean, float[] std, ScalarType dtype) -> Tensor"
+    ),
     "sample": (
         "(Tensor logits, Tensor uniform, float temperature, int top_k, float top_p) -> Tensor"
     ),
@@ -68,6 +74,7 @@ _OVERLOADS = {
     "add_layernorm": ("native",),
     "attention": ("native",),
     "attention_backward": ("native",),
+    "beam_step": ("native",),
     "cross_attention": ("native",),
     "cross_attention_backward": ("native",),
     "decode_attention": ("native",),
@@ -75,6 +82,7 @@ _OVERLOADS = {
     "linear": ("native",),
     "linear_cross_entropy": ("native",),
     "linear_cross_entropy_backward": ("native",),
+    "patchify": ("native",),
     "sample": ("native",),
 }
 
