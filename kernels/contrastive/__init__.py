@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from blip_fast.kernels._ops import REFERENCE, Room, register_everywhere, register_fake
 from blip_fast.kernels.contrastive import chunked, reference
@@ -79,6 +80,7 @@ class _Contrastive(torch.autograd.Function):
         return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward = _room.operator(ctx.implementation, "contrastive_backward")
         grad_features, grad_temperature = backward(grad, *ctx.saved_tensors, ctx.alpha)

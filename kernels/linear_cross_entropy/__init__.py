@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from blip_fast.kernels._ops import REFERENCE, Room, register_everywhere, register_fake
 from blip_fast.kernels.linear_cross_entropy import chunked, reference
@@ -89,6 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward = _room.operator(ctx.implementation, "linear_cross_entropy_backward")
         grads = backward(grad.contiguous(), *ctx.saved_tensors, ctx.label_smoothing)

@@ -163,6 +163,14 @@ def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
         assert names == expected
 
 
+def test_a_second_derivative_is_refused() -> None:
+    hidden, weight, bias, targets = inputs(6, 40, torch.float32)
+    losses = kernels.linear_cross_entropy(hidden.requires_grad_(), weight, bias, targets, 0.1)
+    (grad,) = torch.autograd.grad(losses.sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_two_runs_are_bit_equal() -> None:
     hidden, weight, bias, targets = inputs(300, 5000, torch.bfloat16)
 
