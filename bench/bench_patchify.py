@@ -1,4 +1,4 @@
-"""patchify at 384 px, against the convolution that the reference embeds patches with."""
+"""patchify at 384 px: alone, and against the convolution that the reference embeds patches with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from torch.nn import functional as F
 from bench.harness import Case, main
 from blip_fast import kernels
 from blip_fast.config import IMAGE_MEAN, IMAGE_STD
+from blip_fast.kernels.patchify import reference
 
 
 def cases() -> Iterator[Case]:
     images = torch.randint(0, 256, (8, 3, 384, 384), dtype=torch.uint8)
+    for dtype in (torch.bfloat16, torch.float32):
+        arguments = (images, 16, IMAGE_MEAN, IMAGE_STD, dtype)
+        contenders = {
+            "blip_fast": lambda a=arguments: kernels.patchify(*a),
+            "torch": lambda a=arguments: reference.patchify(*a),
+        }
+        amount = images.numel() * (1 + dtype.itemsize)
+        yield Case(f"patchify, 8 images of 384 px, {dtype}", contenders, amount, "byte")
+
     weight, bias = torch.randn(768, 3, 16, 16) * 0.02, torch.randn(768)
     shift = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1)
     scale = torch.tensor(IMAGE_STD).view(1, 3, 1, 1)

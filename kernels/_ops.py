@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,15 @@ _SCHEMAS = {
         "(Tensor grad, Tensor qkv, Tensor out, Tensor logsumexp, Tensor? offsets, int max_length,"
         " bool causal) -> Tensor"
     ),
+    "contrastive": (
+        "(Tensor features, Tensor momentum, Tensor bank, Tensor temperature, Tensor ids,"
+        " Tensor bank_ids, float alpha) -> (Tensor losses, Tensor statistics)"
+    ),
+    "contrastive_backward": (
+        "(Tensor grad, Tensor features, Tensor momentum, Tensor bank, Tensor temperature,"
+        " Tensor ids, Tensor bank_ids, Tensor statistics, float alpha)"
+        " -> (Tensor grad_features, Tensor grad_temperature)"
+    ),
     "cross_attention": (
         "(Tensor q, Tensor memory, Tensor offsets, Tensor index, Tensor? key_lengths)"
         " -> (Tensor out, Tensor logsumexp)"
@@ -43,6 +52,9 @@ _SCHEMAS = {
     "cross_attention_backward": (
         "(Tensor grad, Tensor q, Tensor memory, Tensor out, Tensor logsumexp, Tensor offsets,"
         " Tensor index, Tensor? key_lengths) -> (Tensor grad_q, Tensor grad_memory)"
+    ),
+    "beam_step": (
+        "(Tensor log_probs, Tensor scores, int keep) -> (Tensor best, Tensor beam, Tensor token)"
     ),
     "decode_attention": "(Tensor q, Tensor cache, Tensor ancestors, Tensor lengths) -> Tensor",
     "decode_cross_attention": (
@@ -57,6 +69,9 @@ _SCHEMAS = {
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor bias, Tensor targets, Tensor logsumexp,"
         " float label_smoothing) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
     ),
+    "patchify": (
+        "(Tensor images, int patch_size, float[] mean, float[] std, ScalarType dtype) -> Tensor"
+    ),
     "sample": (
         "(Tensor logits, Tensor uniform, float temperature, int top_k, float top_p) -> Tensor"
     ),
@@ -68,15 +83,21 @@ _OVERLOADS = {
     "add_layernorm": ("native",),
     "attention": ("native",),
     "attention_backward": ("native",),
+    "beam_step": ("native",),
+    "contrastive": ("chunked",),
+    "contrastive_backward": ("chunked",),
     "cross_attention": ("native",),
     "cross_attention_backward": ("native",),
     "decode_attention": ("native",),
     "decode_cross_attention": ("native",),
     "linear": ("native",),
-    "linear_cross_entropy": ("native",),
-    "linear_cross_entropy_backward": ("native",),
+    "linear_cross_entropy": ("chunked",),
+    "linear_cross_entropy_backward": ("chunked",),
+    "patchify": ("native",),
     "sample": ("native",),
 }
+# Opaque, but written in PyTorch: they run on every device and need nothing compiled.
+_EVERYWHERE = ("chunked",)
 
 _library = torch.library.Library("blip_fast", "DEF")
 for _name, _schema in _SCHEMAS.items():
@@ -106,6 +127,11 @@ def _load_native() -> bool:
 
 
 NATIVE_LOADED = _load_native()
+
+
+def register_everywhere(name: str, overload: str, function: Callable[..., Any]) -> None:
+    """Implement an overload of operator `name` for every device by a Python function."""
+    _library.impl(f"{name}.{overload}", function, "CompositeExplicitAutograd")
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -145,19 +171,25 @@ class Room:
         """The overload of an opaque implementation; of the room's own operator, or `name`."""
         return getattr(getattr(torch.ops.blip_fast, name or self.name), implementation)
 
-    def choose(self, x: Tensor) -> str:
+    def choose(self, x: Tensor, order: Sequence[str] | None = None) -> str:
         """The name of the implementation to run for a first tensor like `x`.
+
+        Args:
+            order: which opaque implementations suit this call, the best first; all, in the room's
+                order, if none. One asked for by name runs whatever the order says.
 
         Raises:
             ValueError: where one was asked for by name that cannot run there.
         """
-        return self._choose(x.device, x.dtype)
+        return self._choose(x.device, x.dtype, order)
 
     def explain(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """What `choose` would answer for a tensor on `device`, in words."""
         chosen = self._choose(device, dtype)
         if self.name in _forced:
             why = "asked for by name"
+        elif chosen in _EVERYWHERE:
+            why = "PyTorch, a part at a time: nothing large is stored"
         elif chosen != REFERENCE:
             why = f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
         else:
@@ -165,10 +197,13 @@ class Room:
             why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
         return Choice(self.name, device.type, chosen, why)
 
-    def _choose(self, device: torch.device, dtype: torch.dtype) -> str:
+    def _choose(
+        self, device: torch.device, dtype: torch.dtype, order: Sequence[str] | None = None
+    ) -> str:
         forced = _forced.get(self.name)
         if forced is None:
-            able = (n for n in self.implementations if not self._obstacle(n, device, dtype))
+            names = self._dtypes if order is None else order
+            able = (n for n in (*names, REFERENCE) if not self._obstacle(n, device, dtype))
             return next(able)
         if forced not in self.implementations:
             raise ValueError(
@@ -183,9 +218,9 @@ class Room:
         """Why an implementation cannot run; empty where it can."""
         if implementation == REFERENCE:
             return ""
-        if device.type != "cpu":
+        if implementation not in _EVERYWHERE and device.type != "cpu":
             return "it is for the CPU"
-        if not NATIVE_LOADED:
+        if implementation not in _EVERYWHERE and not NATIVE_LOADED:
             return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
         if dtype not in self._dtypes[implementation]:
             able = ", ".join(str(d).removeprefix("torch.") for d in self._dtypes[implementation])

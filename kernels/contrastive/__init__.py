@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from blip_fast.kernels._ops import Room
-from blip_fast.kernels.contrastive import reference
+from blip_fast.kernels._ops import REFERENCE, Room, register_everywhere, register_fake
+from blip_fast.kernels.contrastive import chunked, reference
 
-_room = Room("contrastive")
+_room = Room("contrastive", chunked=(torch.float32, torch.bfloat16, torch.float16))
 
 
 def contrastive(
@@ -51,5 +55,66 @@ def contrastive(
             f"{features.shape[0]} features and {bank.shape[0]} bank entries need as many ids; "
             f"there are {ids.numel()} and {bank_ids.numel()}"
         )
-    _room.choose(features)
-    return reference.contrastive(features, momentum, bank, temperature, ids, bank_ids, alpha)
+    if temperature.numel() != 1:
+        raise ValueError(f"temperature must be a scalar; it is {tuple(temperature.shape)}")
+    chosen = _room.choose(features)
+    if chosen == REFERENCE:
+        return reference.contrastive(features, momentum, bank, temperature, ids, bank_ids, alpha)
+    momentum, bank = momentum.detach(), bank.detach()
+    arguments = (features, momentum, bank, temperature, ids, bank_ids, alpha)
+    if torch.is_grad_enabled() and (features.requires_grad or temperature.requires_grad):
+        return _Contrastive.apply(chosen, *arguments)
+    losses: Tensor = _room.operator(chosen)(*arguments)[0]
+    return losses
+
+
+class _Contrastive(torch.autograd.Function):
+    """The gradient around an opaque forward; it keeps three numbers a row, no similarities."""
+
+    @staticmethod
+    def forward(ctx: Any, implementation: str, *arguments: Any) -> Tensor:
+        losses, statistics = _room.operator(implementation)(*arguments)
+        *tensors, alpha = arguments
+        ctx.save_for_backward(*tensors, statistics)
+        ctx.implementation, ctx.alpha = implementation, alpha
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = _room.operator(ctx.implementation, "contrastive_backward")
+        grad_features, grad_temperature = backward(grad, *ctx.saved_tensors, ctx.alpha)
+        return None, grad_features, None, None, grad_temperature, None, None, None
+
+
+def _fake(
+    features: Tensor,
+    momentum: Tensor,
+    bank: Tensor,
+    temperature: Tensor,
+    ids: Tensor,
+    bank_ids: Tensor,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    losses = features.new_empty(features.shape[0], dtype=torch.float32)
+    return losses, losses.new_empty(3, features.shape[0])
+
+
+def _fake_backward(
+    grad: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    bank: Tensor,
+    temperature: Tensor,
+    ids: Tensor,
+    bank_ids: Tensor,
+    statistics: Tensor,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(features), torch.empty_like(temperature)
+
+
+register_everywhere("contrastive", "chunked", chunked.contrastive)
+register_everywhere("contrastive_backward", "chunked", chunked.contrastive_backward)
+register_fake("contrastive", _fake)
+register_fake("contrastive_backward", _fake_backward)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORE = -100
+
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float
@@ -13,5 +15,5 @@ def linear_cross_entropy(
     """[T, K] -> [T] float32."""
     logits = F.linear(hidden, weight, bias).to(torch.float32)
     return F.cross_entropy(
-        logits, targets, ignore_index=-100, reduction="none", label_smoothing=label_smoothing
+        logits, targets, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import Room
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake
 from blip_fast.kernels.patchify import reference
 
-_room = Room("patchify")
+_room = Room("patchify", native=(torch.uint8,))
+_RESULTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def patchify(
@@ -33,6 +34,7 @@ def patchify(
 
     Raises:
         ValueError: where the shape is not as above.
+        RuntimeError: where the implementation asked for by name has no results of such a dtype.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [N, 3, H, W]; the shape is {tuple(images.shape)}")
@@ -41,5 +43,19 @@ def patchify(
         raise ValueError(
             f"images of {height} x {width} pixels do not divide into patches of {patch_size}"
         )
-    _room.choose(images)
-    return reference.patchify(images, patch_size, mean, std, dtype)
+    chosen = _room.choose(images, order=("native",) if dtype in _RESULTS else ())
+    if chosen == REFERENCE:
+        return reference.patchify(images, patch_size, mean, std, dtype)
+    patches: Tensor = _room.operator(chosen)(images.contiguous(), patch_size, mean, std, dtype)
+    return patches
+
+
+def _fake(
+    images: Tensor, patch_size: int, mean: list[float], std: list[float], dtype: torch.dtype
+) -> Tensor:
+    n, channels, height, width = images.shape
+    patches = n * (height // patch_size) * (width // patch_size)
+    return images.new_empty(patches, channels * patch_size**2, dtype=dtype)
+
+
+register_fake("patchify", _fake)

@@ -6,12 +6,15 @@ same tokens whatever its neighbours are.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import Room
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake
 from blip_fast.kernels.sample import reference
 
-_room = Room("sample")
+_room = Room("sample", native=(torch.float32,))
 
 
 def penalise(
@@ -34,7 +37,7 @@ def penalise(
         end_id: the token that ends a sequence.
 
     Returns:
-        [B, V] float32; -inf where a token is forbidden.
+        [B, V] float32; -inf where a token is forbidden. `scores` itself where nothing is asked.
     """
     _room.choose(scores)
     return reference.penalise(scores, tokens, lengths, repetition_penalty, min_length, end_id)
@@ -43,8 +46,11 @@ def penalise(
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Draw one token a row from the top-k, then top-p part of the distribution.
 
+    Tokens rank by logit, equal ones by their number. A row of -inf alone gives token 0. No
+    gradient flows through.
+
     Args:
-        logits: [B, V] float32.
+        logits: [B, V] float32, without NaN.
         uniform: [B] float32 in [0, 1): the random number of each row.
         temperature: divides the logits; above 0.
         top_k: how many of the likeliest tokens stay; 0 keeps all.
@@ -57,17 +63,21 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
     Raises:
         ValueError: where a setting is out of its range.
     """
-    if temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
+    if not 0 < temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"temperature {temperature} must be above 0, top_k {top_k} at least 0 and top_p "
-            f"{top_p} in (0, 1]"
+            f"temperature {temperature} must be above 0 and finite, top_k {top_k} at least 0 and "
+            f"top_p {top_p} in (0, 1]"
         )
-    _room.choose(logits)
-    return reference.sample(logits, uniform, temperature, top_k, top_p)
+    chosen = _room.choose(logits)
+    if chosen == REFERENCE:
+        return reference.sample(logits, uniform, temperature, top_k, top_p)
+    logits, uniform = logits.detach().contiguous(), uniform.contiguous()
+    tokens: Tensor = _room.operator(chosen)(logits, uniform, temperature, top_k, top_p)
+    return tokens
 
 
 def beam_step(log_probs: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations of each image's beams.
+    """The best continuations of each image's beams; no gradient flows through.
 
     Args:
         log_probs: [N * K, V] float32, of the next token of each of K beams of N images.
@@ -77,6 +87,35 @@ def beam_step(log_probs: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Ten
 
     Returns:
         scores, beams and tokens, each [N, keep], best first; a beam is 0..K-1 within its image.
+
+    Raises:
+        ValueError: where shapes do not fit.
     """
-    _room.choose(log_probs)
-    return reference.beam_step(log_probs, scores, keep)
+    images, beams = scores.shape
+    if log_probs.shape[0] != images * beams or not 0 < keep <= beams * log_probs.shape[1]:
+        raise ValueError(
+            f"log_probs {tuple(log_probs.shape)} must have a row for each of the scores "
+            f"{tuple(scores.shape)}, and their continuations be at least the {keep} to keep"
+        )
+    chosen = _room.choose(log_probs)
+    log_probs, scores = log_probs.detach().contiguous(), scores.detach().contiguous()
+    if chosen == REFERENCE:
+        return reference.beam_step(log_probs, scores, keep)
+    best, beam, token = _room.operator(chosen, "beam_step")(log_probs, scores, keep)
+    return best, beam, token
+
+
+def _fake_sample(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+def _fake_beam_step(log_probs: Tensor, scores: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    best = scores.new_empty(scores.shape[0], keep)
+    beam, token = (torch.empty_like(best, dtype=torch.int64) for _ in range(2))
+    return best, beam, token
+
+
+register_fake("sample", _fake_sample)
+register_fake("beam_step", _fake_beam_step)
