@@ -152,6 +152,16 @@ def test_an_unknown_processor_has_a_kind() -> None:
     assert machine.cpu_kind({}).endswith("-plain")
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "results").glob("*")), ids=lambda p: p.name)
+def test_results_can_be_read(path: Path) -> None:
+    room, kind, day = path.stem.rsplit("_", 2)
+    assert (FOLDER / f"bench_{room}.py").is_file() and kind and len(day) == 10
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    wanted = {"git sha", "command", "machine", "isa", "threads", "torch", "case", "contender"}
+    assert all(row[column] for row in rows for column in wanted)
+    assert all(float(row["20% ms"]) <= float(row["80% ms"]) for row in rows)
+
+
 ROOMS = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
 
 
