@@ -82,8 +82,11 @@ def runs(room: str, every_isa: bool = True) -> list[Run]:
 @contextmanager
 def forced(run: Run) -> Iterator[None]:
     """Run this and nothing else inside a `with`; skip the test where this machine cannot."""
-    if run.implementation == "native" and not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
+    room, cpu = _ops._rooms[run.room], torch.device("cpu")
+    dtypes = room._dtypes.get(run.implementation, ())
+    obstacles = [room._obstacle(run.implementation, cpu, dtype) for dtype in dtypes]
+    if obstacles and all(obstacles):  # not this dtype or that: none
+        pytest.skip(f"{run}: {obstacles[0]}")
     with kernels.use(run.implementation, run.room), forced_isa(run.isa):
         yield
 
