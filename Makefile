@@ -1,5 +1,6 @@
 # The commands people repeat. Everything is installed into $(VENV), nothing outside it.
 #   make demo        caption the sample pictures        make test    all tests, then the linters
+#   make bench       race every room, quickly           make asan    the native rooms, sanitized
 PYTHON ?= python3
 VENV   ?= .venv
 # A pinned build, for the same numbers everywhere. For the newest CUDA build: make TORCH=torch demo
@@ -16,7 +17,7 @@ export BLIP_FAST_NATIVE := $(NATIVE)
 # Without isolation the build sees the torch that is installed, and downloads no second one.
 INSTALL    := $(BIN)/pip install --no-build-isolation
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench asan clean
 .DELETE_ON_ERROR:
 
 help:            ## this list
@@ -26,8 +27,9 @@ demo: $(INSTALLED)    ## caption, match and filter sample pictures, with nothing
 	$(BIN)/blip-fast demo
 
 # The scripts and not `python -m`: that would put ./kernels on the path as a package of its own.
-test: $(TESTABLE)     ## pytest, then lint
+test: $(TESTABLE)     ## pytest, the native rooms sanitized, then lint
 	$(BIN)/pytest
+	@[ $(NATIVE) = 0 ] || $(MAKE) --no-print-directory asan
 	@$(MAKE) --no-print-directory lint
 
 lint: $(TESTABLE)     ## ruff and mypy
@@ -38,6 +40,23 @@ lint: $(TESTABLE)     ## ruff and mypy
 format: $(TESTABLE)   ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# BENCH_SECONDS=2 make bench: longer turns. One room, one table, saved: blip-fast bench ROOM --save
+bench: $(TESTABLE)    ## every room against plain PyTorch, in less than a minute
+	$(BIN)/pytest bench --benchmark-columns=median,iqr,min,rounds --benchmark-sort=name
+
+# A library of its own, in build/asan. Python lets go of memory at its end by design: no leaks are
+# looked for. What runs no code of ours, or compiles, is left out for time. GCC's runtime alone.
+ASAN_TESTS ?= tests/kernels -k 'not reference and not compiled and not operators'
+RUNTIMES    = $(shell for name in libasan.so libstdc++.so; do $(CXX) -print-file-name=$$name; done)
+asan: $(TESTABLE)     ## the native rooms' tests under AddressSanitizer and UBSan
+	@ls $(RUNTIMES) >/dev/null || { echo "$(CXX) has no libasan; set CXX to a g++"; exit 1; }
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DCMAKE_CXX_COMPILER=$(CXX) -DPython_EXECUTABLE=$(abspath $(BIN))/python -DBLIP_FAST_ASAN=ON
+	$(BIN)/cmake --build build/asan
+	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	BLIP_FAST_NATIVE_LIBRARY=$(CURDIR)/build/asan/libblip_fast_cpu.so \
+	  $(BIN)/pytest --capture=sys $(ASAN_TESTS)
 
 clean:           ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist blip_fast/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -106,7 +106,12 @@ for _name, _schema in _SCHEMAS.items():
 
 
 def native_library() -> Path:
-    """Where the build puts the compiled CPU rooms; the file need not exist."""
+    """Where the build puts the compiled CPU rooms; the file need not exist.
+
+    `BLIP_FAST_NATIVE_LIBRARY` names another build of them, as `make asan` does; that one must.
+    """
+    if other := os.environ.get("BLIP_FAST_NATIVE_LIBRARY"):
+        return Path(other).resolve(strict=True)
     package: Any = sys.modules["blip_fast"]
     return Path(package.__path__[0]) / "lib" / "libblip_fast_cpu.so"
 

@@ -54,7 +54,7 @@ def _versions() -> list[str]:
 
 
 def _processor() -> list[str]:
-    described = _cpuinfo()
+    described = cpuinfo()
     name = described.get("model name") or platform.processor() or platform.machine()
     present = described.get("flags", described.get("Features", "")).split()
     features = [flag for flag in (*_X86_FLAGS, *_ARM_FLAGS) if flag in present]
@@ -67,7 +67,7 @@ def _processor() -> list[str]:
     ]
 
 
-def _cpuinfo() -> dict[str, str]:
+def cpuinfo() -> dict[str, str]:
     """What Linux says of the first core; nothing on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

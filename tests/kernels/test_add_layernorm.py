@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from tolerance import assert_close_as_torch, wide
+from gate import Case, Gate, Recorder, Run, forced
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn import functional as F
 
 from blip_fast import kernels
-from blip_fast.kernels import _ops
-from blip_fast.kernels.add_layernorm import reference
 
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
 # Widths of one element, around the vector length, of the three models, and beyond one block.
 WIDTHS = [1, 3, 16, 17, 31, 64, 192, 768, 1024, 1025, 3000]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-6
-
-
-class Recorder(TorchDispatchMode):
-    """The names of our operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "blip_fast":
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable"])
-def isa(request: pytest.FixtureRequest):
-    """One instruction set after the other, forced by name."""
-    if not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {request.param}: {error}")
-    yield request.param
-    torch.ops.blip_fast.set_cpu_isa(before)
 
 
 def inputs(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -54,121 +25,73 @@ def inputs(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return x, residual, weight, bias
 
 
+def norm(high: torch.dtype, total: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(total.to(high), weight.shape, weight.to(high), bias.to(high), EPS)
+
+
+def of_two(
+    rows: int, width: int, dtype: torch.dtype, scale: float = 1.0, kept: bool = True
+) -> Case:
+    """The sum is rounded to the tensors' dtype; its LayerNorm is that of the rounded sum."""
+    x, residual, weight, bias = inputs(rows, width, dtype)
+    if scale != 1.0:
+        x, residual = x * scale + scale, residual * scale
+    public = kernels.add_layernorm if kept else kernels.layernorm_of_sum
+
+    def formula(high: torch.dtype, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor):
+        total = x + residual
+        out = norm(high, total, weight, bias)
+        return (total.to(high), out) if kept else out
+
+    tensors = {"x": x, "residual": residual, "weight": weight, "bias": bias}
+    return Case(lambda *t: public(*t, EPS), formula, tensors)
+
+
+def of_one(rows: int, width: int, dtype: torch.dtype, affine: torch.dtype) -> Case:
+    x, _, weight, bias = inputs(rows, width, dtype)
+    tensors = {"x": x, "weight": weight.to(affine), "bias": bias.to(affine)}
+    return Case(lambda *t: kernels.layernorm(*t, EPS), norm, tensors)
+
+
+def all_cases() -> dict[str, Callable[[], Case]]:
+    cases: dict[str, Callable[[], Case]] = {}
+    for dtype in DTYPES:
+        short = str(dtype).removeprefix("torch.")
+        for width in WIDTHS:
+            cases[f"5 rows of {width}, {short}"] = partial(of_two, 5, width, dtype)
+        for rows in (0, 1):
+            cases[f"{rows} rows, {short}"] = partial(of_two, rows, 768, dtype)
+        cases[f"one tensor, {short}"] = partial(of_one, 7, 100, dtype, dtype)
+        cases[f"the sum not kept, {short}"] = partial(of_two, 7, 100, dtype, kept=False)
+        cases[f"fp32 weights, {short}"] = partial(of_one, 9, 64, dtype, torch.float32)
+    cases["rows for several threads"] = partial(of_two, 300, 768, torch.bfloat16)
+    for scale in (1e-20, 1e4, 1e18):
+        cases[f"values around {scale}"] = partial(of_two, 4, 768, torch.float32, scale)
+    return cases
+
+
+class TestAddLayernorm(Gate):
+    room = "add_layernorm"
+    cases = all_cases()
+    few = ("5 rows of 17, float32", "one tensor, bfloat16", "the sum not kept, float32")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_native_is_as_exact_as_torch(isa: str, width: int, dtype: torch.dtype) -> None:
-    x, residual, weight, bias = inputs(5, width, dtype)
-    w = wide(dtype)
-    with kernels.use("native"):
-        total, out = kernels.add_layernorm(x, residual, weight, bias, EPS)
-    assert torch.ops.blip_fast.cpu_isa() == isa
-    torch.testing.assert_close(total, x + residual, rtol=0, atol=0)
-    shape = (width,)
-    same = torch.nn.functional.layer_norm(total, shape, weight, bias, EPS)
-    truth = torch.nn.functional.layer_norm(total.to(w), shape, weight.to(w), bias.to(w), EPS)
-    assert_close_as_torch(f"{isa} {dtype} {width}", out, same, truth)
-
-
-@pytest.mark.parametrize("scale", [1e-20, 1e4, 1e18])
-def test_extreme_values_stay_finite_and_exact(isa: str, scale: float) -> None:
-    x, residual, weight, bias = inputs(4, 768, torch.float32)
-    x, residual = x * scale + scale, residual * scale
-    with kernels.use("native"):
-        _, out = kernels.add_layernorm(x, residual, weight, bias, EPS)
-    total = (x + residual).double()
-    same = torch.nn.functional.layer_norm(x + residual, (768,), weight, bias, EPS)
-    truth = torch.nn.functional.layer_norm(total, (768,), weight.double(), bias.double(), EPS)
-    assert_close_as_torch(f"scale {scale}", out, same, truth)
-
-
-def test_no_rows_and_one_row(isa: str) -> None:
-    for rows in (0, 1):
-        x, residual, weight, bias = inputs(rows, 768, torch.bfloat16)
-        with kernels.use("native"):
-            total, out = kernels.add_layernorm(x, residual, weight, bias, EPS)
-        assert total.shape == out.shape == (rows, 768)
-
-
-@needs_native
-def test_without_residual_and_without_sum() -> None:
-    x, residual, weight, bias = inputs(7, 100, torch.float32)
-    with kernels.use("native"):
-        alone = kernels.layernorm(x, weight, bias, EPS)
-        joined = kernels.layernorm_of_sum(x, residual, weight, bias, EPS)
-    torch.testing.assert_close(alone, reference.add_layernorm(x, None, weight, bias, EPS)[1])
-    torch.testing.assert_close(joined, reference.add_layernorm(x, residual, weight, bias, EPS)[1])
-
-
-@needs_native
-def test_non_contiguous_rows_and_fp32_weights() -> None:
-    x = torch.randn(64, 9).bfloat16().t()
-    weight, bias = torch.randn(2, 64)
-    with kernels.use("native"):
-        out = kernels.layernorm(x, weight, bias, EPS)
-    truth = reference.add_layernorm(x.float(), None, weight, bias, EPS)[1]
-    assert_close_as_torch("non-contiguous", out, truth.bfloat16(), truth)
-
-
-@pytest.mark.parametrize("with_residual", [True, False])
 @pytest.mark.parametrize("implementation", ["native", "reference"])
-def test_every_gradient(implementation: str, with_residual: bool) -> None:
-    if implementation == "native" and not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    tensors = [t.double() for t in inputs(6, 33, torch.float32)]
-    grads = torch.randn(2, 6, 33)
-
-    def gradients(leaves: list[Tensor]) -> list[Tensor]:
-        x, residual, weight, bias = (t.requires_grad_() for t in leaves)
-        if with_residual:
-            total, out = kernels.add_layernorm(x, residual, weight, bias, EPS)
-            loss = (total * grads[0].to(x)).sum() + (out * grads[1].to(x)).sum()
-            return list(torch.autograd.grad(loss, (x, residual, weight, bias)))
-        loss = (kernels.layernorm(x, weight, bias, EPS) * grads[1].to(x)).sum()
-        return list(torch.autograd.grad(loss, (x, weight, bias)))
-
-    with kernels.use("reference"):
-        truth = gradients([t.clone() for t in tensors])
-        same = gradients([t.float() for t in tensors])
-    with kernels.use(implementation):
-        actual = gradients([t.float() for t in tensors])
-    for name, *triple in zip("xrwb", actual, same, truth, strict=False):
-        assert_close_as_torch(f"gradient of {name}", *triple)
+def test_the_sum_is_that_of_torch(implementation: str, dtype: torch.dtype) -> None:
+    x, residual, weight, bias = inputs(5, 1025, dtype)
+    with forced(Run("add_layernorm", implementation)):
+        total, _ = kernels.add_layernorm(x, residual, weight, bias, EPS)
+    torch.testing.assert_close(total, x + residual, rtol=0, atol=0)
 
 
-@needs_native
-def test_operator_is_sound_and_compiles_whole() -> None:
-    x, residual, weight, bias = inputs(5, 48, torch.float32)
-    op = torch.ops.blip_fast.add_layernorm.native
-    for arguments in ((x, residual, weight, bias, EPS, True), (x, None, weight, bias, EPS, False)):
-        torch.library.opcheck(op, arguments)
-
-    def block(x: Tensor, residual: Tensor) -> Tensor:
-        total, out = kernels.add_layernorm(x, residual, weight, bias, EPS)
-        return total.relu() + out
-
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, residual), block(x, residual))
-
-
-@needs_native
-def test_two_runs_are_bit_equal() -> None:
-    arguments = inputs(300, 768, torch.bfloat16)
-    first = kernels.add_layernorm(*arguments, EPS)
-    second = kernels.add_layernorm(*arguments, EPS)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@needs_native
-def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
+def test_the_inner_of_two_wishes_counts() -> None:
     arguments = inputs(2, 8, torch.float32)
-    for implementation, expected in (
-        ("native", ["blip_fast.add_layernorm.native"]),
-        ("reference", []),
+    with (
+        kernels.use("reference"),
+        forced(Run("add_layernorm", "native")),
+        Recorder() as recorder,
     ):
-        with kernels.use(implementation), Recorder() as recorder:
-            kernels.add_layernorm(*arguments, EPS)
-        assert recorder.names == expected
-    with kernels.use("reference"), kernels.use("native", "add_layernorm"), Recorder() as recorder:
         kernels.add_layernorm(*arguments, EPS)
     assert recorder.names == ["blip_fast.add_layernorm.native"]
 
