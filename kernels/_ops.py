@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ _OVERLOADS = {
     "cross_attention_backward": ("native",),
     "decode_attention": ("native",),
     "decode_cross_attention": ("native",),
-    "linear": ("native",),
+    "linear": ("native", "onednn"),
     "linear_cross_entropy": ("native",),
     "linear_cross_entropy_backward": ("native",),
     "sample": ("native",),
@@ -106,6 +106,23 @@ def _load_native() -> bool:
 
 
 NATIVE_LOADED = _load_native()
+_ONEDNN_HAS_BF16 = (
+    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
+
+
+def _missing(implementation: str) -> str:
+    """What this machine lacks for an implementation; empty where nothing."""
+    if implementation == "native" and not NATIVE_LOADED:
+        return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
+    if implementation == "onednn" and not _ONEDNN_HAS_BF16:
+        return "this torch has no oneDNN, or the processor no AVX-512 or its like for bfloat16"
+    return ""
+
+
+def register_cpu(name: str, overload: str, function: Callable[..., Any]) -> None:
+    """Implement an overload of operator `name` for the CPU by a Python function."""
+    _library.impl(f"{name}.{overload}", function, "CPU")
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -145,13 +162,17 @@ class Room:
         """The overload of an opaque implementation; of the room's own operator, or `name`."""
         return getattr(getattr(torch.ops.blip_fast, name or self.name), implementation)
 
-    def choose(self, x: Tensor) -> str:
+    def choose(self, x: Tensor, order: Sequence[str] | None = None) -> str:
         """The name of the implementation to run for a first tensor like `x`.
+
+        Args:
+            order: which opaque implementations suit this call, the best first; all, in the room's
+                order, if none. One asked for by name runs whatever the order says.
 
         Raises:
             ValueError: where one was asked for by name that cannot run there.
         """
-        return self._choose(x.device, x.dtype)
+        return self._choose(x.device, x.dtype, order)
 
     def explain(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """What `choose` would answer for a tensor on `device`, in words."""
@@ -159,16 +180,20 @@ class Room:
         if self.name in _forced:
             why = "asked for by name"
         elif chosen != REFERENCE:
-            why = f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
+            able = [n for n in self._dtypes if not self._obstacle(n, device, dtype)]
+            why = "; ".join([_advantage(chosen), *(f"or {n}, by the call" for n in able[1:])])
         else:
             obstacles = [f"{name}: {self._obstacle(name, device, dtype)}" for name in self._dtypes]
             why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
         return Choice(self.name, device.type, chosen, why)
 
-    def _choose(self, device: torch.device, dtype: torch.dtype) -> str:
+    def _choose(
+        self, device: torch.device, dtype: torch.dtype, order: Sequence[str] | None = None
+    ) -> str:
         forced = _forced.get(self.name)
         if forced is None:
-            able = (n for n in self.implementations if not self._obstacle(n, device, dtype))
+            names = self._dtypes if order is None else order
+            able = (n for n in (*names, REFERENCE) if not self._obstacle(n, device, dtype))
             return next(able)
         if forced not in self.implementations:
             raise ValueError(
@@ -185,12 +210,19 @@ class Room:
             return ""
         if device.type != "cpu":
             return "it is for the CPU"
-        if not NATIVE_LOADED:
-            return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
+        if missing := _missing(implementation):
+            return missing
         if dtype not in self._dtypes[implementation]:
             able = ", ".join(str(d).removeprefix("torch.") for d in self._dtypes[implementation])
             return f"it computes {able}, not {str(dtype).removeprefix('torch.')}"
         return ""
+
+
+def _advantage(implementation: str) -> str:
+    """Why an opaque implementation goes before the reference."""
+    if implementation == "onednn":
+        return "torch's own oneDNN, on weights packed once"
+    return f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
 
 
 _rooms: dict[str, Room] = {}
