@@ -120,6 +120,22 @@ BLIP_FAST_INLINE void finish_row(const Job<T>& job, const float* sums, int64_t r
   }
 }
 
+// What tile `tile` of `tiles` at column c of a block asks for. A single tile: what follows it. More:
+// its share of the next block, so that memory is at work all the time.
+//
+// In the order of memory, which the processor foresees, as it does not four rows side by side: one
+// row of x, 768 -> 3072, cold, takes 170-190 us, and 380 without or in the order of use.
+template <class D>
+BLIP_FAST_INLINE Ahead ahead(const typename D::Stored* weight, int64_t k, int64_t tiles,
+                             int64_t tile, int64_t c) {
+  const int64_t size = sizeof(typename D::Stored);
+  const int64_t all = kTileColumns * D::kStep * size;
+  const auto* bytes = reinterpret_cast<const char*>(weight);
+  if (tiles == 1) return {bytes + (c + kTileColumns) * k * size, all};
+  const int64_t share = (tile * kBlock + c) * k * size / tiles;
+  return {bytes + kBlock * k * size + share, all / tiles};
+}
+
 // Rows [row, row + rows) of x against weight rows [column, column + columns).
 template <class D>
 BLIP_FAST_INLINE void run_block(const Job<typename D::Stored>& job, const PreparedRows<D>& x,
@@ -127,13 +143,14 @@ BLIP_FAST_INLINE void run_block(const Job<typename D::Stored>& job, const Prepar
   alignas(64) float sums[kGroup * kBlock];
   // Tiles of equal height: 8 rows are 4 and 4, not 6 and 2, for a low tile loads more than it adds.
   const int64_t tiles = (rows + D::kRows - 1) / D::kRows;
+  const auto* weight = job.weight + column * job.k;
   int64_t r = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t ahead = tile == 0 ? kTileColumns * job.k : 0;
     const int64_t height = (rows - r + tiles - tile - 1) / (tiles - tile);
     for (int64_t c = 0; c < columns; c += kTileColumns) {
-      dot_tile_of<D, D::kRows>(height, x.row(r), x.stride(), job.weight + (column + c) * job.k,
-                               job.k, columns - c, ahead, sums + r * kBlock + c, kBlock);
+      dot_tile_of<D, D::kRows>(height, x.row(r), x.stride(), weight + c * job.k, job.k,
+                               columns - c, ahead<D>(weight, job.k, tiles, tile, c),
+                               sums + r * kBlock + c, kBlock);
     }
     r += height;
   }

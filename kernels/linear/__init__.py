@@ -2,7 +2,8 @@
 
 Few rows go to the native kernel, which reads the weight as it lies, once; many go to oneDNN, which
 reads a packed copy that is kept beside the weight (`config.py` has the limit, `onednn.py` the
-cache). Both are for inference: where a gradient is wanted the reference runs.
+cache). Many rows of float32 go to the reference. Both others are for inference: where a gradient
+is wanted the reference runs too.
 """
 
 from __future__ import annotations
