@@ -1,8 +1,13 @@
-"""linear at the sizes of a base model: the MLP of 8 images, and one decoding step of 24 rows."""
+"""linear at the sizes of a base model: the vision transformer of 8 images, and steps of decoding.
+
+A decoding step meets every weight once, so those cases rotate over more than 100 MB of weights;
+their time is that of one product.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import torch
 from torch.nn import functional as F
@@ -10,21 +15,38 @@ from torch.nn import functional as F
 from bench.harness import Case, main
 from blip_fast import kernels
 
+COLD_BYTES = 110e6
+
 
 def cases() -> Iterator[Case]:
-    for rows in (8 * 577, 24):
-        x, weight = torch.randn(rows, 768).bfloat16(), torch.randn(3072, 768).bfloat16() * 0.02
-        bias = torch.randn(3072).bfloat16()
+    for k, n, gelu in ((768, 2304, False), (768, 3072, True), (3072, 768, False)):
+        yield case(8 * 577, k, n, gelu, torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows in (1, 3, 8, 12, 24, 32):
+            yield case(rows, 768, 3072, True, dtype)
+            yield case(rows, 3072, 768, False, dtype)
+        yield case(1, 768, 30524, False, dtype)
+        yield case(24, 768, 30524, False, dtype)
 
-        def ours(x=x, weight=weight, bias=bias):
-            return kernels.linear(x, weight, bias, activation="gelu")
 
-        def torch_in_turn(x=x, weight=weight, bias=bias):
-            return F.gelu(F.linear(x, weight, bias))
+def case(rows: int, k: int, n: int, gelu: bool, dtype: torch.dtype) -> Case:
+    copies = max(1, int(COLD_BYTES / (n * k * dtype.itemsize))) if rows < 577 else 1
+    x, bias = torch.randn(rows, k).to(dtype), torch.randn(n).to(dtype)
+    first = (torch.randn(n, k) * 0.02).to(dtype)
+    weights = [first, *(first.clone() for _ in range(copies - 1))]
+    turns = cycle(weights), cycle(weights)
 
-        name = f"linear + GELU [{rows}, 768] -> 3072 bf16"
-        contenders = {"blip_fast": ours, "torch": torch_in_turn}
-        yield Case(name, contenders, 2 * rows * 768 * 3072, "FLOP")
+    def ours():
+        return kernels.linear(x, next(turns[0]), bias, "gelu" if gelu else None)
+
+    def torch_in_turn():
+        y = F.linear(x, next(turns[1]), bias)
+        return F.gelu(y) if gelu else y
+
+    name = f"linear{' + GELU' if gelu else ''} [{rows}, {k}] -> {n} {str(dtype)[6:]}"
+    amount = 2 * rows * k * n if rows >= 577 else n * k * dtype.itemsize
+    unit = "FLOP" if rows >= 577 else "byte"
+    return Case(name, {"blip_fast": ours, "torch": torch_in_turn}, amount, unit)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ _OVERLOADS = {
     "cross_attention_backward": ("native",),
     "decode_attention": ("native",),
     "decode_cross_attention": ("native",),
-    "linear": ("native",),
+    "linear": ("native", "onednn"),
     "linear_cross_entropy": ("chunked",),
     "linear_cross_entropy_backward": ("chunked",),
     "patchify": ("native",),
@@ -132,6 +132,23 @@ def _load_native() -> bool:
 
 
 NATIVE_LOADED = _load_native()
+_ONEDNN_HAS_BF16 = (
+    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
+
+
+def _missing(implementation: str) -> str:
+    """What this machine lacks for an implementation; empty where nothing."""
+    if implementation == "native" and not NATIVE_LOADED:
+        return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
+    if implementation == "onednn" and not _ONEDNN_HAS_BF16:
+        return "this torch has no oneDNN, or the processor no AVX-512 or its like for bfloat16"
+    return ""
+
+
+def register_cpu(name: str, overload: str, function: Callable[..., Any]) -> None:
+    """Implement an overload of operator `name` for the CPU by a Python function."""
+    _library.impl(f"{name}.{overload}", function, "CPU")
 
 
 def register_everywhere(name: str, overload: str, function: Callable[..., Any]) -> None:
@@ -193,10 +210,9 @@ class Room:
         chosen = self._choose(device, dtype)
         if self.name in _forced:
             why = "asked for by name"
-        elif chosen in _EVERYWHERE:
-            why = "PyTorch, a part at a time: nothing large is stored"
         elif chosen != REFERENCE:
-            why = f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
+            able = [n for n in self._dtypes if not self._obstacle(n, device, dtype)]
+            why = "; ".join([_advantage(chosen), *(f"or {n}, by the call" for n in able[1:])])
         else:
             obstacles = [f"{name}: {self._obstacle(name, device, dtype)}" for name in self._dtypes]
             why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
@@ -225,12 +241,21 @@ class Room:
             return ""
         if implementation not in _EVERYWHERE and device.type != "cpu":
             return "it is for the CPU"
-        if implementation not in _EVERYWHERE and not NATIVE_LOADED:
-            return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
+        if missing := _missing(implementation):
+            return missing
         if dtype not in self._dtypes[implementation]:
             able = ", ".join(str(d).removeprefix("torch.") for d in self._dtypes[implementation])
             return f"it computes {able}, not {str(dtype).removeprefix('torch.')}"
         return ""
+
+
+def _advantage(implementation: str) -> str:
+    """Why an opaque implementation goes before the reference."""
+    if implementation in _EVERYWHERE:
+        return "PyTorch, a part at a time: nothing large is stored"
+    if implementation == "onednn":
+        return "torch's own oneDNN, on weights packed once"
+    return f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
 
 
 _rooms: dict[str, Room] = {}

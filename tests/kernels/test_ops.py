@@ -58,7 +58,7 @@ def test_the_environment_variable(value: str, expected: str) -> None:
     code = (
         "import torch, blip_fast.kernels as k;"
         "c = {x.room: x.implementation for x in k.choices(torch.device('cpu'), torch.float32)};"
-        "print(c['add_layernorm'], c['linear'])"
+        "print(c['add_layernorm'], c['contrastive'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,0 +1,82 @@
+"""What is done once per image: vision transformer and memory projection, against transformers.
+
+Base size, 384 px, the same random weights. Results are compared before anything is timed; then all
+take turns. Each call starts from normalised pixels and ends with the keys and values of the 12
+cross-attentions, which transformers' model projects in every decoding step anew.
+
+Usage: python -m bench.e2e_see [--images 8] [--threads 2] [--dtype bfloat16] [--seconds 60]
+       [--compile]      (torch.compile of transformers' model too; takes minutes)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.e2e_caption import pair
+from bench.harness import Case, print_table, race
+
+
+def theirs_see(model) -> Callable[[Tensor], Tensor]:
+    """transformers' modules in the order in which its model calls them."""
+    layers = model.text_decoder.bert.encoder.layer
+    projections = [(layer.crossattention.self.key, layer.crossattention.self.value)
+                   for layer in layers]  # fmt: skip
+
+    def see(images: Tensor) -> Tensor:
+        tokens = model.vision_model(images).last_hidden_state
+        pairs = [torch.stack((key(tokens), value(tokens)), dim=2) for key, value in projections]
+        return torch.stack(pairs)
+
+    return see
+
+
+def distance(actual: Tensor, truth: Tensor) -> float:
+    """Root mean square error relative to the truth's own root mean square."""
+    return ((actual.float() - truth).square().mean() / truth.square().mean()).sqrt().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    images = torch.randn(arguments.images, 3, 384, 384)
+    with torch.inference_mode():
+        model, _ = pair(torch.float32)
+        truth = theirs_see(model)(images)
+    del model
+    dtype = getattr(torch, arguments.dtype)
+    model, ours = pair(dtype)
+    see, images = theirs_see(model), images.to(dtype)
+    contenders = {
+        "blip_fast": lambda: ours.med.see(images).pairs.flatten(4),
+        "transformers": lambda: see(images),
+    }
+    if arguments.compile:
+        compiled = torch.compile(see)
+        contenders["transformers, compiled"] = lambda: compiled(images)
+    with torch.inference_mode():
+        errors = {name: distance(call(), truth) for name, call in contenders.items()}
+        for name, error in errors.items():
+            print(f"{name}: {error:.2e} from transformers in fp32")
+            allowed = 2 * errors["transformers"] + 1e-5
+            assert error <= allowed, f"{name} differs by {error:.2e}, allowed is {allowed:.2e}"
+        case = Case(
+            f"see, {arguments.images} images, {arguments.dtype}",
+            contenders,
+            arguments.images,
+            "image",
+        )
+        print_table([(case, race(case, arguments.seconds, check=False))])
+
+
+if __name__ == "__main__":
+    main()
