@@ -120,8 +120,8 @@ BLIP_FAST_INLINE void finish_row(const Job<T>& job, const float* sums, int64_t r
   }
 }
 
-// What tile `tile` of `tiles` at column c of a block asks for. A single tile: what follows it. More:
-// its share of the next block, so that memory is at work all the time.
+// What tile `tile` of `tiles` at column c of a block asks for. A single one: what follows it. One
+// of several: its share of the next block, so that memory is at work all the time.
 //
 // In the order of memory, which the processor foresees, as it does not four rows side by side: one
 // row of x, 768 -> 3072, cold, takes 170-190 us, and 380 without or in the order of use.
