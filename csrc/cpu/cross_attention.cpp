@@ -247,7 +247,10 @@ void attend_to_memory(const MemoryAttention& job, ScalarType dtype) {
                   toString(dtype), ", expected float32 or bfloat16; pass q.float()");
   const RunUnit run = dtype == ScalarType::Float ? pick_unit<float>() : pick_unit<BFloat16>();
   const std::vector<Unit> units = split(job);
-  for_units(static_cast<int64_t>(units.size()), workspace_cells(job.memory.width, kUnitRows),
+  const Memory& memory = job.memory;
+  const int64_t rows = static_cast<int64_t>(job.rows->rows.size());
+  const int64_t work = 2 * rows * memory.tokens * memory.heads * memory.width;
+  for_units(static_cast<int64_t>(units.size()), work, workspace_cells(memory.width, kUnitRows),
             [&](int64_t u, Workspace& from) { run(job, units[u], from); });
 }
 

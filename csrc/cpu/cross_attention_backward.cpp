@@ -332,7 +332,8 @@ std::tuple<Tensor, Tensor> cross_attention_backward(
       toString(q.scalar_type()), ", expected float32 or bfloat16; pass q.float()");
   const auto run =
       q.scalar_type() == ScalarType::Float ? pick_unit<float>() : pick_unit<BFloat16>();
-  for_units(view.count * view.heads, workspace_cells(view.width, most),
+  const int64_t work = 5 * q.numel() * view.tokens;
+  for_units(view.count * view.heads, work, workspace_cells(view.width, most),
             [&](int64_t unit, Workspace& from) { run(job, unit, from); });
   return {grad_q, grad_memory};
 }

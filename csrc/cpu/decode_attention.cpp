@@ -129,7 +129,7 @@ auto pick_heads() {
 }
 
 // A thread gets at least this many elements of keys, or waking it costs more.
-constexpr int64_t kGrain = 16384;
+constexpr int64_t kGrain = 1 << 18;
 
 const int64_t* check_table(const Tensor& ancestors, const int64_t* lengths, int64_t sequences,
                            const Memory& cache) {

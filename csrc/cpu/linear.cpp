@@ -29,8 +29,8 @@ namespace {
 constexpr int64_t kBlock = 16;
 // Rows of x that meet a block before the next block is read.
 constexpr int64_t kGroup = 48;
-// Multiply-adds that are worth waking a thread for, some 10 us.
-constexpr int64_t kGrain = 1 << 18;
+// Multiply-adds that are worth waking a thread for, some 30 us.
+constexpr int64_t kGrain = 1 << 20;
 
 template <class T>
 struct Job {

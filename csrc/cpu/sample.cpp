@@ -4,6 +4,7 @@
 // weighed in double precision, and only tokens above a bound that holds enough of the weight are
 // sorted. Sums run in order of rank, as in the reference, so both draw the same token.
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -18,6 +19,9 @@
 
 namespace blip_fast {
 namespace {
+
+// Scores that are worth a thread of their own, some 10 us.
+constexpr int64_t kGrain = 1 << 16;
 
 // Bounds on logits that are tried: this many, this far apart after division by the temperature.
 constexpr int kBounds = 64;
@@ -301,7 +305,8 @@ Tensor sample(const Tensor& logits, const Tensor& uniform, double temperature, i
 #else
   const auto draw_some = &draw_portable;
 #endif
-  torch::stable::parallel_for(0, rows, 1, [&](int64_t a, int64_t b) { draw_some(job, a, b); });
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, n));
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t a, int64_t b) { draw_some(job, a, b); });
   return tokens;
 }
 
@@ -332,7 +337,9 @@ std::tuple<Tensor, Tensor, Tensor> beam_step(const Tensor& log_probs, const Tens
   const auto step_some = &step_portable;
 #endif
   if (keep > 0) {
-    torch::stable::parallel_for(0, images, 1, [&](int64_t a, int64_t b) { step_some(job, a, b); });
+    const int64_t grain = std::max<int64_t>(1, kGrain / (beams * n));
+    torch::stable::parallel_for(0, images, grain,
+                                [&](int64_t a, int64_t b) { step_some(job, a, b); });
   }
   return {best, beam, token};
 }

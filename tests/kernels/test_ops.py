@@ -49,7 +49,7 @@ def test_an_unknown_room_raises() -> None:
     ("value", "expected"),
     [
         ("reference", "reference reference"),
-        ("add_layernorm=reference", "reference reference"),
+        ("add_layernorm=reference", "reference chunked"),
         ("linear=cutlass", "has no implementation 'cutlass'"),
         ("lineer=reference", "there is no room lineer"),
     ],

@@ -1,6 +1,7 @@
 // Rows of queries that share a memory: found once per call by a counting sort, never copied.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <optional>
@@ -46,12 +47,18 @@ MemoryRows group_rows(int64_t memories, int64_t rows, const MemoryOf& memory_of)
   return result;
 }
 
+// Multiply-adds below which one thread is enough: waking another takes some 10 us, and
+// milliseconds where other programs hold the cores.
+constexpr int64_t kWorthThreads = 1 << 20;
+
 // Runs body(unit, workspace) for each unit on all threads, each with a workspace of `cells`. A
 // thread that is done takes the next unit, because units cost as much as their memories have rows.
+// `work`: multiply-adds of all units together.
 template <class Body>
-void for_units(int64_t units, int64_t cells, const Body& body) {
+void for_units(int64_t units, int64_t work, int64_t cells, const Body& body) {
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, units, 1, [&](int64_t, int64_t) {
+  const int64_t grain = work < kWorthThreads ? std::max<int64_t>(1, units) : 1;
+  torch::stable::parallel_for(0, units, grain, [&](int64_t, int64_t) {
     int64_t unit = next++;
     if (unit >= units) return;
     Workspace workspace(cells);
