@@ -27,9 +27,8 @@ demo: $(INSTALLED)    ## caption, match and filter sample pictures, with nothing
 	$(BIN)/blip-fast demo
 
 # The scripts and not `python -m`: that would put ./kernels on the path as a package of its own.
-test: $(TESTABLE)     ## pytest, the native rooms sanitized, then lint
+test: $(TESTABLE)     ## pytest, then lint
 	$(BIN)/pytest
-	@[ $(NATIVE) = 0 ] || $(MAKE) --no-print-directory asan
 	@$(MAKE) --no-print-directory lint
 
 lint: $(TESTABLE)     ## ruff and mypy
