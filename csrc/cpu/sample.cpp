@@ -45,12 +45,12 @@ struct Scratch {
 template <int W>
 struct WideLanes {
   typedef double f64 __attribute__((vector_size(W * 8)));
-  typedef int64_t i64 __attribute__((vector_size(W * 8)));
+  typedef uint64_t u64 __attribute__((vector_size(W * 8)));
 };
 template <int W>
 using f64 = typename WideLanes<W>::f64;
 template <int W>
-using i64 = typename WideLanes<W>::i64;
+using u64 = typename WideLanes<W>::u64;
 
 // W logits as doubles.
 template <int W>
@@ -72,7 +72,7 @@ BLIP_FAST_INLINE f64<W> exp_of_negative(const f64<W>& x) {
   const f64<W> r = (x - n * 0x1.62e42fefa3800p-1) - n * 0x1.ef35793c76730p-45;
   f64<W> series{};
   for (const double factor : kFactorials) series = series * r + factor;
-  const f64<W> power = (f64<W>)(((i64<W>)shifted << 52) + (int64_t{1023} << 52));
+  const f64<W> power = (f64<W>)(((u64<W>)shifted << 52) + (uint64_t{1023} << 52));
   return x < -708.0 ? f64<W>{} : series * power;
 }
 
