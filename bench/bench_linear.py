@@ -33,8 +33,10 @@ def case(rows: int, k: int, n: int, gelu: bool, dtype: torch.dtype) -> Case:
     copies = max(1, int(COLD_BYTES / (n * k * dtype.itemsize))) if rows < 577 else 1
     x, bias = torch.randn(rows, k).to(dtype), torch.randn(n).to(dtype)
     first = (torch.randn(n, k) * 0.02).to(dtype)
-    weights = [first, *(first.clone() for _ in range(copies - 1))]
-    turns = cycle(weights), cycle(weights)
+    weights = [first.clone() for _ in range(copies)]  # equal, so that results can be compared
+    # Half a round apart: the one must not find in the cache what the other has just read.
+    half = len(weights) // 2
+    turns = cycle(weights), cycle(weights[half:] + weights[:half])
 
     def ours():
         return kernels.linear(x, next(turns[0]), bias, "gelu" if gelu else None)
