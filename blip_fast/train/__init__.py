@@ -1,0 +1,1 @@
+"""Pretraining and finetuning: objectives, data, sharding, checkpoints and the loop."""
