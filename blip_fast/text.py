@@ -117,9 +117,7 @@ def pack(sequences: Sequence[Sequence[int]], truncated: Sequence[bool] = ()) -> 
 def join(texts: Sequence[PackedText]) -> PackedText:
     """Several lists of texts as one, in order."""
     ends = accumulate(text.ids.numel() for text in texts)
-    moved = [
-        text.offsets[1:] + begin for text, begin in zip(texts, [0, *ends][:-1], strict=True)
-    ]
+    moved = [text.offsets[1:] + begin for text, begin in zip(texts, [0, *ends][:-1], strict=True)]
     return PackedText(
         ids=torch.cat([text.ids for text in texts]),
         offsets=torch.cat([texts[0].offsets[:1], *moved]),
