@@ -11,12 +11,12 @@ import copy
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip_fast import kernels
 from blip_fast.med.blip import MED
+from blip_fast.train.gather import gather
 
 # The id of a queue's entry that no batch has filled: positive for no image.
 EMPTY = -100
@@ -105,7 +105,7 @@ class MomentumContrast(nn.Module):
         texts: Tensor,
         momentum_images: Tensor,
         momentum_texts: Tensor,
-        ids: Tensor,
+        ids: Tensor | None,
         temperature: Tensor,
         epochs: float,
     ) -> Tensor:
@@ -114,8 +114,14 @@ class MomentumContrast(nn.Module):
         Args:
             images, texts: [B, E] online features; a gradient flows to them.
             momentum_images, momentum_texts: [B, E], of the same batch.
-            ids: [B] int64; entries of the bank with the same id are positives.
+            ids: [B] int64; entries of the bank with the same id are positives. Where none are
+                given, a pair is its own only positive.
         """
+        if ids is None:
+            ids = torch.arange(len(images), device=images.device)
+            entered = torch.full_like(ids, EMPTY)
+        else:
+            entered = ids
         bank_ids = torch.cat([ids, self.queue.ids])
         image_bank = torch.cat([momentum_images, self.queue.images])
         text_bank = torch.cat([momentum_texts, self.queue.texts])
@@ -126,7 +132,7 @@ class MomentumContrast(nn.Module):
         to_images = kernels.contrastive(
             texts, momentum_texts, image_bank, temperature, ids, bank_ids, alpha
         )
-        self.queue.push(momentum_images, momentum_texts, ids)
+        self.queue.push(momentum_images, momentum_texts, entered)
         return (to_texts.mean() + to_images.mean()) / 2
 
 
@@ -140,16 +146,6 @@ def momentum_copy(model: MED) -> MED:
         del layer.cross_attention  # a text alone never reads a memory
     del momentum.itm_head, momentum.temperature
     return momentum.requires_grad_(False)
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """A tensor of every process, joined in order of rank; without gradients."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    shape = (tensor.shape[0] * dist.get_world_size(), *tensor.shape[1:])
-    gathered = tensor.new_empty(shape)
-    dist.all_gather_into_tensor(gathered, tensor.contiguous())
-    return gathered
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from blip_fast.med.blip import MED
 from blip_fast.text import Tokenizer
 from blip_fast.train.batches import PairBatch, ids_of, keys_of, predicted, stack_images
 from blip_fast.train.itc import MomentumContrast
-from blip_fast.train.itm import Negatives, draw, matching_loss, negative_weights
+from blip_fast.train.itm import draw, matching_loss, negative_weights
 from blip_fast.train.objective import Example, Objective
 
 
@@ -64,15 +64,14 @@ class Pretrain(Objective[PairBatch]):
         with torch.no_grad():
             momentum_images = momentum.image_feature(momentum.vision(batch.images))
             momentum_texts = momentum.text_feature(batch.text)
-        # A pair is its own only positive, whatever its image's id.
-        own = torch.arange(len(batch.text), device=tokens.device)
         itc = self.contrast.loss(
-            images, texts, momentum_images, momentum_texts, own, temperature, epochs
+            images, texts, momentum_images, momentum_texts, None, temperature, epochs
         )
         memory = model.remember(tokens)
+        own = torch.arange(len(batch.text), device=tokens.device)
         with torch.no_grad():
             same = own[:, None] == own
-            negatives = self.draw(
+            negatives = draw(
                 negative_weights(texts, momentum_images, temperature, same),
                 negative_weights(images, momentum_texts, temperature, same),
             )
@@ -83,7 +82,3 @@ class Pretrain(Objective[PairBatch]):
         written = batch.text.starting_with(model.config.text.dec_id)
         lm = model.losses(written, memory, own, self.label_smoothing, batch.places).mean()
         return {"itc": itc, "itm": itm, "lm": lm}
-
-    def draw(self, image_weights: Tensor, text_weights: Tensor) -> Negatives:
-        """See `itm.draw`; a method, so that a comparison can draw the same for two contenders."""
-        return draw(image_weights, text_weights)

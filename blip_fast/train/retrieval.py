@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from blip_fast.data.clean import clean_caption
 from blip_fast.med.blip import MED
 from blip_fast.text import PackedText, Tokenizer
 from blip_fast.train.batches import PairBatch, ids_of, keys_of, predicted, stack_images
-from blip_fast.train.itc import MomentumContrast, gather
+from blip_fast.train.gather import gather, gather_live, world_size
+from blip_fast.train.itc import MomentumContrast
 from blip_fast.train.itm import draw, matching_loss, negative_weights
 from blip_fast.train.objective import Example, Objective
 
@@ -76,7 +75,7 @@ class Retrieval(Objective[PairBatch]):
     def _itm(
         self, batch: PairBatch, tokens: Tensor, images: Tensor, texts: Tensor, temperature: Tensor
     ) -> Tensor:
-        everywhere = self.negative_all_rank and _processes() > 1
+        everywhere = self.negative_all_rank and world_size() > 1
         grounded = batch.text.starting_with(self.model.config.text.enc_id)
         with torch.no_grad():
             all_images, all_texts, all_ids = images, texts, batch.ids
@@ -89,7 +88,7 @@ class Retrieval(Objective[PairBatch]):
             )
         if everywhere:
             # Only the images that were drawn are projected, behind the batch's own.
-            drawn = torch.cat(all_gather(tokens))[negatives.images]
+            drawn = gather_live(tokens)[negatives.images]
             memory = self.model.remember(torch.cat([tokens, drawn]))
             places = len(tokens) + torch.arange(len(tokens), device=tokens.device)
             negative_text = gather_texts(grounded, self.max_length).take(negatives.texts)
@@ -120,7 +119,3 @@ def gather_texts(text: PackedText, max_length: int) -> PackedText:
         max_length=max_length,
         truncated=torch.zeros(len(lengths), dtype=torch.bool),
     )
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
