@@ -52,8 +52,8 @@ class Recipe:
         max_words: of a text; the rest is cut.
         max_length: of a text, in tokens; the rest is cut.
         prompt: caption: what every caption begins with.
-        vit_grad_ckpt, vit_ckpt_layer: recompute the last so many vision blocks in the backward
-            pass; all of them where the first is set and the second 0.
+        vit_grad_ckpt, vit_ckpt_layer: whether to recompute vision blocks in the backward pass, and
+            how many, the last ones.
         text_grad_ckpt: recompute the text layers.
         freeze_vision: leave the vision transformer as it is.
         vision_layer_decay: factor of the learning rate from each vision block to the one below.
