@@ -43,11 +43,13 @@ class Recipe:
         image_root: what paths in manifests begin below; the manifest's own folder where empty.
         ann_root: retrieval and NLVR2: the folder of the reference's annotation files.
         vqa_root, vg_root: VQA: what paths of rows of each data set begin below.
+        dataset: retrieval: whose annotation file of `ann_root` is meant.
         train_files: VQA: names of annotation files in `ann_root`.
         laion_path: a folder or pattern of web sources that take turns.
         laion_files_per_epoch: how many of them join each epoch.
         window: shards that are shuffled together.
         workers: threads that read pictures.
+        augment: False leaves pictures as they are but for their size.
         min_scale: least share of a picture's area that a random crop keeps.
         max_words: of a text; the rest is cut.
         max_length: of a text, in tokens; the rest is cut.
@@ -92,11 +94,13 @@ class Recipe:
     ann_root: str = ""
     vqa_root: str = ""
     vg_root: str = ""
+    dataset: Literal["coco", "flickr"] = "coco"
     train_files: tuple[str, ...] = ()
     laion_path: str = ""
     laion_files_per_epoch: int = 1
     window: int = 16
     workers: int = 4
+    augment: bool = True
     min_scale: float = 0.5
     max_words: int = 30
     max_length: int = 30
@@ -232,7 +236,7 @@ _BY_TASK: dict[Task, dict[str, Any]] = {
 # Other spellings of a key, and keys of the reference that only its evaluation reads.
 _ALIASES = {"batch_size_train": "batch_size", "lr": "init_lr"}
 EVALUATION_KEYS = frozenset(
-    "batch_size_test k_test num_beams min_length coco_gt_root inference dataset optimizer "
+    "batch_size_test k_test num_beams min_length coco_gt_root inference optimizer "
     "warmup sched".split()
 )
 
