@@ -175,7 +175,9 @@ def test_all_processes_name_the_step_of_one(tmp_path: Path) -> None:
     assert run_processes(run_and_tell, 2, tmp_path / "error", *job) == [1, 1]
     for rank in range(2):
         message = (tmp_path / f"error.{rank}").read_text()
-        assert message.startswith("step 3: the loss lm is nan in the batch of sample 8, poison. The")
+        assert message.startswith(
+            "step 3: the loss lm is nan in the batch of sample 8, poison. The"
+        )
     assert steps_of(tmp_path) == [1, 2]
 
 
