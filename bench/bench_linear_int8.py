@@ -8,6 +8,7 @@ of bfloat16 weights, as in bench_linear. Quantising x is a part of our time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 
 import torch
@@ -37,7 +38,8 @@ def case(rows: int, k: int, n: int, gelu: bool) -> Case:
     x, bias = torch.randn(rows, k).bfloat16(), torch.randn(n).bfloat16()
     weight = (torch.randn(n, k) * 0.02).bfloat16()
     weights = cycle([weight.clone() for _ in range(copies)])
-    quantized = cycle([kernels.QuantizedWeight.of(weight) for _ in range(2 * copies)])
+    first = kernels.QuantizedWeight.of(weight)
+    quantized = cycle([replace(first, packed=first.packed.clone()) for _ in range(2 * copies)])
     activation = "gelu" if gelu else None
     contenders = {
         "blip_fast": lambda: kernels.linear_int8(x, next(quantized), bias, activation),

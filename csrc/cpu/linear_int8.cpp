@@ -1,4 +1,4 @@
-// Linear on int8 weights with bias, exact GELU and residual; the rows of x are quantised on the way.
+// Linear on int8 weights with bias, exact GELU and residual; rows of x are quantised on the way.
 //
 // The weight comes packed (kernels/linear_int8/weight.py): panels of 32 of its rows, in a panel
 // quads of k, in a quad's line 32 x 4 bytes. So a panel is read from end to end, each vector of it
