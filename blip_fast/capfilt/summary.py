@@ -11,7 +11,6 @@ from typing import Any
 
 from blip_fast.capfilt.rows import SOURCES, Candidate, Row
 from blip_fast.images import Status
-from blip_fast.med.quantize import is_quantized
 from blip_fast.tasks.model import Blip
 
 
@@ -80,7 +79,7 @@ def model_facts(model: Blip) -> dict[str, Any]:
         "trained": model.trained,
         "image_size": model.image_size,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "quantize": "int8" if is_quantized(model.med) else None,
+        "quantize": model.quantize,
         "device": str(model.device),
         "compat": model.config.compat,
     }
