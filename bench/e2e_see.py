@@ -85,7 +85,8 @@ def main() -> None:
         truth = theirs_see(model)(images)
     if arguments.openvino:
         precision = torch.float32 if arguments.dtype == "float32" else torch.bfloat16
-        peer = openvino_see(theirs_see(model), images, precision, arguments.threads)
+        see = theirs_see(model.requires_grad_(False))
+        peer = openvino_see(see, images, precision, arguments.threads)
     del model
     int8 = arguments.dtype == "int8"
     dtype = torch.bfloat16 if int8 else getattr(torch, arguments.dtype)
