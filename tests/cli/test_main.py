@@ -69,13 +69,17 @@ def test_underscores_in_flags_and_not_in_values() -> None:
 
 
 def test_loading_arguments_reach_the_model(run: Any, loads: list, pictures: Path) -> None:
-    flags = "--device cpu --dtype bfloat16 --image-size 96 --compat transformers --vocabulary v.txt"
+    flags = (
+        "--device cpu --dtype bfloat16 --quantize int8 --image-size 96 --compat transformers "
+        "--vocabulary v.txt"
+    )
     run("caption", pictures / "a.png", "--json", "--model", "m", *flags.split())
     assert loads == [
         {
             "source": "m",
             "device": "cpu",
             "dtype": "bfloat16",
+            "quantize": "int8",
             "image_size": 96,
             "compat": "transformers",
             "vocabulary": Path("v.txt"),
