@@ -10,10 +10,21 @@ import warnings
 from collections.abc import Sequence
 
 from blip_fast import __version__
-from blip_fast.cli import answer, bench, capfilt, caption, convert, demo, embed, info, match
+from blip_fast.cli import (
+    answer,
+    bench,
+    capfilt,
+    caption,
+    convert,
+    demo,
+    embed,
+    info,
+    match,
+    scenes,
+)
 from blip_fast.cli.common import modern_spelling
 
-_VERBS = (caption, match, answer, embed, capfilt, convert, info, bench, demo)
+_VERBS = (caption, match, answer, embed, capfilt, scenes, convert, info, bench, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,13 @@ class Linear(nn.Linear):
         return kernels.linear(x, self.weight, self.bias, activation, residual)
 
 
+def feed_forward(fc1: Linear, fc2: Linear, x: Tensor) -> Tensor:
+    """fc2(GELU(fc1(x))), as one operation where gradients are wanted: it keeps less for them."""
+    if torch.is_grad_enabled() and (x.requires_grad or fc1.weight.requires_grad):
+        return kernels.mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return fc2(fc1(x, activation="gelu"))
+
+
 class LayerNorm(nn.Module):
     """LayerNorm alone, or joined to the addition before it."""
 
@@ -163,4 +170,4 @@ class FeedForward(nn.Module):
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm.of_sum(self.dropout(self.fc2(self.fc1(x, activation="gelu"))), x)
+        return self.norm.of_sum(self.dropout(feed_forward(self.fc1, self.fc2, x)), x)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from blip_fast import kernels
 from blip_fast.config import IMAGE_MEAN, IMAGE_STD, VisionConfig, check_image_size
-from blip_fast.med.layers import DropPath, LayerNorm, Linear
+from blip_fast.med.layers import DropPath, LayerNorm, Linear, feed_forward
 
 
 class VisionBlock(nn.Module):
@@ -35,7 +35,7 @@ class VisionBlock(nn.Module):
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, self.head_width))
         seen = self.proj(kernels.attention(qkv).flatten(2))
         x, h = self.norm2.add(self.drop_path(seen), x)
-        return x, self.drop_path(self.fc2(self.fc1(h, activation="gelu")))
+        return x, self.drop_path(feed_forward(self.fc1, self.fc2, h))
 
 
 class VisionTransformer(nn.Module):

@@ -16,10 +16,11 @@ from blip_fast.data.clean import clean_caption
 from blip_fast.med.blip import MED
 from blip_fast.text import PackedText, Tokenizer
 from blip_fast.train.batches import PairBatch, ids_of, keys_of, predicted, stack_images
-from blip_fast.train.gather import gather, gather_live, world_size
+from blip_fast.train.gather import gather, gather_live
 from blip_fast.train.itc import MomentumContrast
 from blip_fast.train.itm import draw, matching_loss, negative_weights
 from blip_fast.train.objective import Example, Objective
+from blip_fast.train.processes import world
 
 
 class Retrieval(Objective[PairBatch]):
@@ -75,7 +76,7 @@ class Retrieval(Objective[PairBatch]):
     def _itm(
         self, batch: PairBatch, tokens: Tensor, images: Tensor, texts: Tensor, temperature: Tensor
     ) -> Tensor:
-        everywhere = self.negative_all_rank and world_size() > 1
+        everywhere = self.negative_all_rank and world() > 1
         grounded = batch.text.starting_with(self.model.config.text.enc_id)
         with torch.no_grad():
             all_images, all_texts, all_ids = images, texts, batch.ids

@@ -1,0 +1,65 @@
+"""`blip-fast scenes`: the small visual world as data, and as a judge of models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from blip_fast.cli import common
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = common.verb(
+        subparsers, "scenes", "Make data of the small visual world, or judge a model by it."
+    )
+    verbs = parser.add_subparsers(metavar="WHAT", required=True)
+    _add_make(verbs)
+
+
+def _add_make(verbs: Any) -> None:
+    from blip_fast.config import preset
+
+    size = preset("scenes").vision.image_size
+    parser = common.verb(
+        verbs,
+        "make",
+        "Write pictures with texts, questions or statements, and the truth about them.",
+        "Captions become tar shards as img2dataset writes them; the same arguments give the same "
+        "bytes.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--pairs", type=int, required=True, help="samples to write")
+    parser.add_argument("--noise", type=float, default=0.0, help="share of noisy texts; default 0")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=size, help=f"pixels; default {size}")
+    parser.add_argument(
+        "--split",
+        choices=("train", "seen", "unseen"),
+        default="train",
+        help="unseen: pairs of colour and shape that training never has",
+    )
+    parser.add_argument("--task", choices=("caption", "vqa", "nlvr"), default="caption")
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="neighbours differ in one attribute, and captions tell them apart",
+    )
+    parser.add_argument("--per-shard", type=int, default=1000, help="pairs a tar; default 1000")
+    parser.set_defaults(run=_make)
+
+
+def _make(args: argparse.Namespace) -> int:
+    from blip_fast.scenes.pairs import World
+    from blip_fast.scenes.shards import make_questions, make_shards, make_statements
+
+    if args.task != "caption" and args.noise:
+        raise ValueError(f"--noise {args.noise} is for captions; --task {args.task} has none")
+    world = World(args.seed, args.split, args.size, args.noise, args.twins)
+    if args.task == "caption":
+        shards = make_shards(args.folder, world, args.pairs, args.per_shard)
+        print(f"{args.pairs} pairs in {shards} shards in {args.folder}")
+    else:
+        make = make_questions if args.task == "vqa" else make_statements
+        print(f"{args.pairs} samples in {make(args.folder, world, args.pairs)}")
+    return 0

@@ -1,0 +1,178 @@
+"""The vision encoder's start: a plain ViT learns to name what stands in every cell.
+
+As BLIP starts its vision encoder from one trained on ImageNet's labels. Scenes are drawn fresh
+without end; nothing is seen twice, so there is nothing to memorise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip_fast.config import BlipConfig
+from blip_fast.data import replacing
+from blip_fast.med.blip import MED, initialise
+from blip_fast.med.vision import VisionTransformer
+from blip_fast.scenes.labels import ATTRIBUTES, CELLS, CLASSES, IGNORE, Labels, label
+from blip_fast.scenes.render import render_many
+from blip_fast.scenes.world import BACKGROUNDS, GRID, Split, sample_scene, scene_seed
+
+# Six cells of nine are empty: without this, the class token long says that all are.
+_WEIGHT_OF_EMPTY = 0.2
+
+
+@dataclass(frozen=True)
+class BootstrapOptions:
+    """Sizes are samples or steps; rates are AdamW's.
+
+    Attributes:
+        warmup: steps of a rate that grows from nothing; then half a cosine down to nothing.
+        seed: of the weights and of all scenes.
+    """
+
+    steps: int = 4000
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class Probes(nn.Module):
+    """Linear readers of image tokens, thrown away after the training.
+
+    A cell is read from the mean of the patches in it, and once more, all cells at once, from the
+    class token: later on the class token alone speaks for the picture in ITC.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.Linear(width, CLASSES)
+        self.whole = nn.Linear(width, CELLS * CLASSES)
+        self.background = nn.Linear(width, len(BACKGROUNDS))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [N, 1 + G * G, W] to cells [N, CELLS, CLASSES], twice, and backgrounds [N, B]."""
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        patches = tokens[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        cells = F.adaptive_avg_pool2d(patches, GRID).flatten(2).transpose(1, 2)
+        whole = self.whole(tokens[:, 0]).unflatten(1, (CELLS, CLASSES))
+        return self.cell(cells), whole, self.background(tokens[:, 0])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Share of things whose attribute is read correctly, from patches and from the class token.
+
+    The shape's share is over things, not over empty cells; `empty` is that of the latter.
+    """
+
+    patches: dict[str, float]
+    whole: dict[str, float]
+
+
+def bootstrap(
+    config: BlipConfig,
+    options: BootstrapOptions,
+    report: Callable[[int, float, Reading], None] | None = None,
+    every: int = 500,
+) -> VisionTransformer:
+    """Train the vision encoder of `config` on the labels of endless fresh scenes.
+
+    Args:
+        report: called with the step, the loss and the reading of held-out scenes.
+        every: steps between two reports.
+    """
+    torch.manual_seed(options.seed)
+    med = MED(config)
+    initialise(med, options.seed)
+    vision, probes = med.vision, Probes(config.vision.width)
+    parameters = [*vision.parameters(), *probes.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
+    for step, (pixels, labels) in enumerate(_batches(config, options)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, options)
+        loss = _loss(probes(vision(pixels)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if report is not None and ((step + 1) % every == 0 or step + 1 == options.steps):
+            report(step + 1, loss.item(), read(vision, probes, seed=options.seed))
+    return vision
+
+
+def rate(step: int, options: BootstrapOptions) -> float:
+    """The learning rate of a step."""
+    if step < options.warmup:
+        return options.learning_rate * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.inference_mode()
+def read(
+    vision: VisionTransformer,
+    probes: Probes,
+    split: Split = "seen",
+    number: int = 512,
+    seed: int = 0,
+) -> Reading:
+    """How well held-out scenes are read."""
+    scenes = [sample_scene(scene_seed(split, n, seed), split) for n in range(number)]
+    pixels = torch.from_numpy(render_many(scenes, vision.config.image_size)).permute(0, 3, 1, 2)
+    tokens = torch.cat([vision(part.contiguous()) for part in pixels.split(64)])
+    cells, whole, _ = probes(tokens)
+    labels = label(scenes)
+    return Reading(_shares(cells, labels), _shares(whole, labels))
+
+
+def save_vision(vision: VisionTransformer, path: Path) -> None:
+    """Write the encoder's tensors, named as in a whole model: `vision.blocks.0...`."""
+    state = {f"vision.{k}": v.detach().contiguous() for k, v in vision.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+
+
+def _batches(config: BlipConfig, options: BootstrapOptions) -> Iterator[tuple[Tensor, Labels]]:
+    for step in range(options.steps):
+        first = step * options.batch_size
+        numbers = range(first, first + options.batch_size)
+        scenes = [sample_scene(scene_seed("train", n, options.seed)) for n in numbers]
+        pixels = torch.from_numpy(render_many(scenes, config.vision.image_size))
+        yield pixels.permute(0, 3, 1, 2).contiguous(), label(scenes)
+
+
+def _loss(read: tuple[Tensor, Tensor, Tensor], labels: Labels) -> Tensor:
+    cells, whole, background = read
+    loss = F.cross_entropy(background, labels.background)
+    for logits in (cells, whole):
+        parts = logits.split(list(ATTRIBUTES.values()), dim=-1)
+        for name, part in zip(ATTRIBUTES, parts, strict=True):
+            weight = torch.ones(part.shape[-1])
+            if name == "shape":
+                weight[-1] = _WEIGHT_OF_EMPTY
+            target = labels.cells[name].flatten()
+            loss = loss + F.cross_entropy(part.flatten(0, 1), target, weight, ignore_index=IGNORE)
+    return loss
+
+
+def _shares(logits: Tensor, labels: Labels) -> dict[str, float]:
+    shares = {}
+    things = labels.cells["colour"] != IGNORE
+    for name, part in zip(ATTRIBUTES, logits.split(list(ATTRIBUTES.values()), dim=-1), strict=True):
+        right = part.argmax(-1) == labels.cells[name]
+        shares[name] = right[things].float().mean().item()
+        if name == "shape":
+            shares["empty"] = right[~things].float().mean().item()
+    return shares
