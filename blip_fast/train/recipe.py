@@ -48,6 +48,7 @@ class Recipe:
         laion_path: a folder or pattern of web sources that take turns.
         laion_files_per_epoch: how many of them join each epoch.
         window: shards that are shuffled together.
+        together: samples that stay neighbours in a batch, as hard negatives of each other.
         workers: threads that read pictures.
         augment: False leaves pictures as they are but for their size.
         min_scale: least share of a picture's area that a random crop keeps.
@@ -99,6 +100,7 @@ class Recipe:
     laion_path: str = ""
     laion_files_per_epoch: int = 1
     window: int = 16
+    together: int = 1
     workers: int = 4
     augment: bool = True
     min_scale: float = 0.5
@@ -200,6 +202,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_length": (2, 512),
     "laion_files_per_epoch": (1, 1e6),
     "window": (1, 1e6),
+    "together": (1, 1e6),
     "workers": (1, 256),
     "vit_ckpt_layer": (0, 1000),
     "checkpoint_steps": (1, 1e12),

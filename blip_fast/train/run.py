@@ -140,6 +140,7 @@ def loader_of(
         recipe.laion_files_per_epoch,
         recipe.seed,
         recipe.window,
+        together=recipe.together,
     )
     size = recipe.image_size
     return Loader(

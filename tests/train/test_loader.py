@@ -355,3 +355,14 @@ def test_orders_are_the_same_on_every_machine() -> None:
 
 
 FROZEN = ["a-1-2", "a-0-1", "a-0-0", "a-1-1", "a-1-0", "a-0-2", "a-0-3"]
+
+
+def test_samples_that_belong_together_stay_neighbours() -> None:
+    sources = Numbers("a", [10, 6]), Numbers("b", [8])
+    order = Order(sources, window=2, together=2)
+    assert sorted(keys(order, 0)) == all_keys(*sources)
+    places = [key.rsplit("-", 1) for key in keys(order, 0)]
+    for (shard, number), (next_shard, next_number) in zip(places[::2], places[1::2], strict=True):
+        assert next_shard == shard and int(number) % 2 == 0
+        assert int(next_number) == int(number) + 1
+    assert [number for _, number in places[::2]] != sorted(number for _, number in places[::2])
