@@ -114,7 +114,7 @@ class Checkpointer:
         if step == self._saved_step:
             return
         writing = dcp.async_save(
-            dict(tensors),
+            {"run": tensors},
             storage_writer=FileSystemWriter(self._path(step, ".tmp")),
             process_group=self._group,
             no_dist=self._group is None,
@@ -160,7 +160,7 @@ class Checkpointer:
             self._check_fingerprint(path, note["fingerprint"])
             try:
                 dcp.load(
-                    tensors,
+                    {"run": tensors},
                     storage_reader=FileSystemReader(path),
                     process_group=self._group,
                     no_dist=self._group is None,
@@ -216,7 +216,7 @@ class Checkpointer:
         if rank() != 0:
             return
         written, final = self._path(note["step"], ".tmp"), self._path(note["step"])
-        files = {path.name: list(_size_and_sum(path)) for path in sorted(written.iterdir())}
+        files = _sums_of(written)
         with (written / MARK).open("w", encoding="utf-8") as mark:
             json.dump({**note, "files": files}, mark, indent=1)
             mark.flush()
@@ -255,6 +255,11 @@ def _read_note(path: Path) -> dict[str, Any]:
         if _size_and_sum(file)[1] != checksum:
             raise Damaged(f"{name} has other content than was written")
     return note
+
+
+def _sums_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and sum of every file."""
+    return {path.name: _size_and_sum(path) for path in sorted(folder.iterdir())}
 
 
 def _size_and_sum(path: Path) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def tiny_recipe(**changes: Any) -> SimpleNamespace:
         max_steps=None, init_lr=1e-3, min_lr=0.0, warmup_lr=1e-6, warmup_steps=2,
         lr_decay_rate=0.9, schedule="step", weight_decay=0.05, decay_norm_and_bias=True,
         clip_grad_norm=None, dtype="float32", checkpoint_steps=2, keep_checkpoints=3, log_steps=1,
-        loggers=[],
+        loggers=[], text_dropout=0.1,
     )  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 
