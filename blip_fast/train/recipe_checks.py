@@ -21,8 +21,9 @@ LOGGERS = ("tensorboard", "wandb")
 
 _AT_LEAST = {
     "seed": 0, "image_size": 1, "vit_ckpt_layer": 0, "laion_files_per_epoch": 1, "max_words": 1,
-    "max_length": 3, "workers": 1, "window": 1, "together": 1, "batch_size": 1, "accumulate": 1, "max_epoch": 1,
-    "max_steps": 1, "min_lr": 0, "warmup_lr": 0, "warmup_steps": 0, "weight_decay": 0,
+    "max_length": 3, "workers": 1, "window": 1, "together": 1, "batch_size": 1,
+    "accumulate": 1, "max_epoch": 1, "max_steps": 1, "min_lr": 0, "warmup_lr": 0,
+    "warmup_steps": 0, "weight_decay": 0,
     "queue_size": 0, "alpha_epochs": 0, "checkpoint_steps": 1, "keep_checkpoints": 1,
     "log_steps": 1,
 }  # fmt: skip

@@ -67,7 +67,8 @@ UNREAD = {
 KEYS = """
     task seed pretrained vit vision text vision_init text_init vocabulary image_size train_file
     image_root ann_root vqa_root vg_root dataset train_files laion_path laion_files_per_epoch
-    window together workers augment min_scale max_words max_length prompt vit_grad_ckpt vit_ckpt_layer
+    window together workers augment min_scale max_words max_length prompt vit_grad_ckpt
+    vit_ckpt_layer
     text_grad_ckpt freeze_vision vision_layer_decay text_dropout drop_path_rate dtype batch_size
     accumulate max_epoch max_steps init_lr min_lr warmup_lr warmup_steps lr_decay_rate schedule
     weight_decay decay_norm_and_bias clip_grad_norm queue_size momentum alpha alpha_epochs

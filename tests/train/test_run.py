@@ -63,6 +63,7 @@ def recipe(data: Path, task: str = "pretrain", **more: Any) -> Any:
         "batch_size": 4,
         "queue_size": 7,
         "max_epoch": 3,
+        "warmup_steps": 1,
         "workers": 2,
         "log_steps": 1,
         "checkpoint_steps": 2,
@@ -87,10 +88,10 @@ def test_pretraining_from_a_manifest_and_rotating_shards(data: Path, tmp_path: P
     summary = run(settings, tmp_path, said.append)
     assert (summary.step, summary.epoch) == (9, 3)  # 10 + 4 pairs: 3 steps an epoch
     assert set(summary.losses) == {"itc", "itm", "lm"}
-    assert said == ["weights from nothing"] or said[0] == "weights from nothing"
+    assert said[0] == "weights from nothing"
     steps = [line for line in lines(tmp_path) if "loss_itc" in line]
     assert [line["step"] for line in steps] == list(range(1, 10))
-    assert sum(steps[-1]["skipped"].values()) >= 3  # the broken picture, once an epoch
+    assert steps[-1]["skipped"] >= 3  # the broken picture, once an epoch
     model = blip_fast.load(tmp_path / "model", dtype="float32", device="cpu")
     assert model.config.kind == "pretrain"
     assert model.caption(data / "0.png", max_length=8, min_length=2).texts[0]
