@@ -8,7 +8,7 @@ offsets, so nothing is ever computed on padding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as WordPieceTokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from blip_fast.config import TextConfig
 
@@ -35,7 +36,7 @@ class PackedText:
         offsets: [N + 1] int32; sequence n is ids[offsets[n] : offsets[n + 1]].
         positions: [T] int64, the place of each token in its sequence.
         lengths: [N] int64.
-        max_length: the longest of the lengths, known on the host.
+        max_length: no length is larger; known on the host.
         truncated: [N] bool, on the host: whether the text was cut to fit.
     """
 
@@ -63,6 +64,30 @@ class PackedText:
             self.truncated,
         )
 
+    def starting_with(self, first: int) -> PackedText:
+        """The same texts for another purpose: their first tokens replaced."""
+        return replace(self, ids=self.ids.masked_fill(self.positions == 0, first))
+
+    def take(self, index: Tensor) -> PackedText:
+        """Some of the texts, any number of times each. Waits for the device, to know the size.
+
+        Args:
+            index: [M] int64; `truncated` is left behind, because it lives on the host.
+        """
+        lengths = self.lengths[index]
+        total = int(lengths.sum())
+        offsets = F.pad(lengths.cumsum(0), (1, 0))
+        owner = torch.repeat_interleave(lengths, output_size=total)
+        positions = torch.arange(total, device=self.device) - offsets[owner]
+        return PackedText(
+            ids=self.ids[self.offsets[index].long()[owner] + positions],
+            offsets=offsets.int(),
+            positions=positions,
+            lengths=lengths,
+            max_length=self.max_length,
+            truncated=torch.zeros(len(index), dtype=torch.bool),
+        )
+
     def tolist(self) -> list[list[int]]:
         """The sequences as lists of ids."""
         return [part.tolist() for part in self.ids.split(self.lengths.tolist())]
@@ -86,6 +111,20 @@ def pack(sequences: Sequence[Sequence[int]], truncated: Sequence[bool] = ()) -> 
         lengths=sizes,
         max_length=max(lengths, default=0),
         truncated=torch.tensor(truncated or [False] * len(lengths), dtype=torch.bool),
+    )
+
+
+def join(texts: Sequence[PackedText]) -> PackedText:
+    """Several lists of texts as one, in order."""
+    ends = accumulate(text.ids.numel() for text in texts)
+    moved = [text.offsets[1:] + begin for text, begin in zip(texts, [0, *ends][:-1], strict=True)]
+    return PackedText(
+        ids=torch.cat([text.ids for text in texts]),
+        offsets=torch.cat([texts[0].offsets[:1], *moved]),
+        positions=torch.cat([text.positions for text in texts]),
+        lengths=torch.cat([text.lengths for text in texts]),
+        max_length=max(text.max_length for text in texts),
+        truncated=torch.cat([text.truncated for text in texts]),
     )
 
 

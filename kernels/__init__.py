@@ -19,6 +19,7 @@ from blip_fast.kernels.contrastive import contrastive
 from blip_fast.kernels.cross_attention import cross_attention
 from blip_fast.kernels.decode_attention import decode_attention, decode_cross_attention
 from blip_fast.kernels.linear import linear
+from blip_fast.kernels.linear.mlp import mlp
 from blip_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from blip_fast.kernels.patchify import patchify
 from blip_fast.kernels.sample import beam_step, penalise, sample
@@ -37,6 +38,7 @@ __all__ = [
     "layernorm_of_sum",
     "linear",
     "linear_cross_entropy",
+    "mlp",
     "patchify",
     "penalise",
     "sample",

@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from blip_fast.images import Status
+
 
 class BadSample(ValueError):
-    """One sample cannot be read; the reason is its message. Its neighbours can."""
+    """One sample cannot be read; the reason is its message. Its neighbours can.
+
+    Attributes:
+        status: the word under which it is counted.
+    """
+
+    def __init__(self, message: str, status: Status = Status.FAILED_TO_READ) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Sample:
 
     Attributes:
         key: names the sample in messages; unique within its source.
-        images: paths or encoded bytes; one, or two for NLVR2, left and right.
+        images: paths, URLs or encoded bytes; one, or two for NLVR2, left and right.
         text: the caption, question or sentence.
         image_id: pictures of one id are the same picture: captions of one are positives of the
             other in retrieval.
@@ -32,12 +42,23 @@ class Sample:
     """
 
     key: str
-    images: tuple[Path | bytes, ...]
+    images: tuple[Path | str | bytes, ...]
     text: str
     image_id: str
     answers: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     label: bool | None = None
+
+
+def check_text(text: str, where: str) -> str:
+    """A text that UTF-8 can hold: half a surrogate pair, which JSON may hold, becomes `?`.
+
+    Raises:
+        BadSample: `empty_text`, where there is nothing but white space.
+    """
+    if not text.strip():
+        raise BadSample(f"{where}: the text is empty", Status.EMPTY_TEXT)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Shard(Protocol):

@@ -1,5 +1,6 @@
 """From whatever a caller calls an image to what the model takes: uint8 [3, size, size]."""
 
+from blip_fast.images.augment import Augment
 from blip_fast.images.decode import Decoded, decode
 from blip_fast.images.find import IMAGE_SUFFIXES, find_images
 from blip_fast.images.load import Source, name_of, read_bytes
@@ -10,6 +11,7 @@ from blip_fast.images.status import ImageError, Status
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "Augment",
     "Decoded",
     "ImageError",
     "ImageOptions",

@@ -6,6 +6,8 @@ is asked of it afterwards reads the memory through an index.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +15,17 @@ from torch.nn import functional as F
 from blip_fast.config import BlipConfig
 from blip_fast.kernels.linear_cross_entropy import IGNORE
 from blip_fast.med.context import Memory, PackedMemory, PackedPast, Past
-from blip_fast.med.heads import LanguageModelHead, PairClassifier
+from blip_fast.med.heads import LanguageModelHead, PairClassifier, Temperature
 from blip_fast.med.layers import Linear
-from blip_fast.med.memory import ImageMemory, QuestionMemory, project_memory
+from blip_fast.med.memory import (
+    ImageMemory,
+    LiveMemory,
+    QuestionMemory,
+    project_live,
+    project_memory,
+)
 from blip_fast.med.transformer import TextTransformer
-from blip_fast.med.vision import VisionTransformer
+from blip_fast.med.vision import VisionBlock, VisionTransformer
 from blip_fast.text import PackedText
 
 
@@ -42,7 +50,7 @@ class MED(nn.Module):
             self.vision_proj = Linear(vision.width, config.embed_width)
             self.text_proj = Linear(text.width, config.embed_width)
             self.itm_head = Linear(text.width, 2)
-            self.temperature = nn.Parameter(torch.tensor(0.07))
+            self.temperature = Temperature()
         if config.kind == "nlvr":
             self.classifier = PairClassifier(text)
 
@@ -54,16 +62,39 @@ class MED(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.vision.cls_token.dtype
 
+    def regularise(self, dropout: float, drop_path: float) -> None:
+        """Set what happens in training mode alone.
+
+        Args:
+            dropout: of the text transformers' hidden states; BERT's and BLIP's is 0.1. The
+                attention probabilities, which are never stored, have none.
+            drop_path: of the last vision block; those before it have proportionally less.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+        rates = torch.linspace(0, drop_path, len(self.vision.blocks)).tolist()
+        for block, rate in zip(self.vision.blocks, rates, strict=True):
+            cast(VisionBlock, block).drop_path.rate = rate
+
     # Seeing
 
     def see(self, images: Tensor) -> ImageMemory:
-        """Images [N, 3, S, S], uint8 or normalised, to their memory."""
+        """Images [N, 3, S, S], uint8 or normalised, to their memory; without gradients."""
         tokens = self.vision(images)
-        reader = self.text_encoder if self.config.has_encoder else self.text_decoder
         return ImageMemory(
-            pairs=project_memory(reader, tokens),
+            pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,
         )
+
+    def remember(self, tokens: Tensor) -> LiveMemory:
+        """Image tokens [N, S, W] to their memory, with gradients."""
+        return LiveMemory(project_live(self._reader, tokens))
+
+    @property
+    def _reader(self) -> TextTransformer:
+        """The text transformer whose cross-attention projects images; a tied decoder's too."""
+        return self.text_encoder if self.config.has_encoder else self.text_decoder
 
     def image_feature(self, tokens: Tensor) -> Tensor:
         """Image tokens [N, S, W] to normalised ITC features [N, E] in float32."""
@@ -76,7 +107,7 @@ class MED(nn.Module):
         states = self.text_encoder(text.ids, text.positions, PackedPast(text, causal=False))
         return F.normalize(self.text_proj(_first(states, text)).float(), dim=-1)
 
-    def ground(self, text: PackedText, memory: ImageMemory, index: Tensor) -> Tensor:
+    def ground(self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor) -> Tensor:
         """States [T, W] of texts beginning with [ENC], each reading the image it points at.
 
         Args:
@@ -86,11 +117,15 @@ class MED(nn.Module):
         past = PackedPast(text, causal=False)
         return self.text_encoder(text.ids, text.positions, past, grounding)
 
-    def match_logits(self, text: PackedText, memory: ImageMemory, index: Tensor) -> Tensor:
+    def match_logits(
+        self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
+    ) -> Tensor:
         """ITM logits [N, 2] in float32; index 1 is a match."""
         return self.itm_head(_first(self.ground(text, memory, index), text)).float()
 
-    def compare_logits(self, text: PackedText, memory: ImageMemory, index: Tensor) -> Tensor:
+    def compare_logits(
+        self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
+    ) -> Tensor:
         """NLVR2 logits [N, 2] in float32; index 1 is true.
 
         Args:
@@ -106,12 +141,24 @@ class MED(nn.Module):
         return self.classifier(_first(self.ground(text, memory, index), text)).float()
 
     def ask(self, questions: PackedText, memory: ImageMemory, index: Tensor) -> QuestionMemory:
-        """Questions beginning with [ENC] to the memory that their answers are grounded in."""
-        states = self.ground(questions, memory, index)
-        place = torch.arange(questions.max_length, device=states.device)
-        padded = states.new_zeros(len(questions), questions.max_length, states.shape[1])
-        padded[place < questions.lengths[:, None]] = states
+        """Questions beginning with [ENC] to the memory that their answers are grounded in;
+        without gradients."""
+        padded = self._questions(questions, memory, index)
         return QuestionMemory(project_memory(self.text_decoder, padded), questions.lengths)
+
+    def ask_live(self, questions: PackedText, memory: LiveMemory, index: Tensor) -> LiveMemory:
+        """The same with gradients."""
+        padded = self._questions(questions, memory, index)
+        return LiveMemory(project_live(self.text_decoder, padded), questions.lengths)
+
+    def _questions(
+        self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
+    ) -> Tensor:
+        """States of questions, padded with zeros: [N, longest, W]."""
+        states = self.ground(text, memory, index)
+        rows = torch.repeat_interleave(text.lengths, output_size=text.ids.numel())
+        padded = states.new_zeros(len(text), text.max_length, states.shape[1])
+        return padded.index_put((rows, text.positions), states)
 
     # Texts to be written
 
@@ -126,26 +173,30 @@ class MED(nn.Module):
     def losses(
         self,
         text: PackedText,
-        memory: ImageMemory | QuestionMemory,
+        memory: ImageMemory | QuestionMemory | LiveMemory,
         index: Tensor,
         label_smoothing: float = 0.0,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Loss of every token of texts beginning with [DEC], given those before it.
+        """Losses of tokens of texts beginning with [DEC], each given those before it.
+
+        Args:
+            places: [P] int64, where in `text.ids` the tokens lie that are to be predicted; none
+                is a text's first. All are predicted where it is not given.
 
         Returns:
-            [T] float32; 0 at each text's first token, which nothing predicts.
+            [P] float32; without `places` [T], 0 at each text's first token.
         """
-        key_lengths = memory.key_lengths if isinstance(memory, QuestionMemory) else None
+        key_lengths = None if isinstance(memory, ImageMemory) else memory.key_lengths
         grounding = PackedMemory(memory.pairs, index, text.offsets, key_lengths)
         past = PackedPast(text, causal=True)
         states = self.write(text.ids, text.positions, past, grounding)
-        starts = text.positions == 0
+        word = self.text_decoder.embeddings.word.weight
+        if places is not None:
+            return self.lm_head.losses(states[places - 1], word, text.ids[places], label_smoothing)
         # State t predicts token t + 1; the last state of a text predicts nothing.
-        targets = text.ids.masked_fill(starts, IGNORE).roll(-1)
-        losses = self.lm_head.losses(
-            states, self.text_decoder.embeddings.word.weight, targets, label_smoothing
-        )
-        return losses.roll(1)
+        targets = text.ids.masked_fill(text.positions == 0, IGNORE).roll(-1)
+        return self.lm_head.losses(states, word, targets, label_smoothing).roll(1)
 
 
 def _first(states: Tensor, text: PackedText) -> Tensor:
@@ -155,12 +206,12 @@ def _first(states: Tensor, text: PackedText) -> Tensor:
 
 def initialise(model: MED, seed: int) -> None:
     """Fill every parameter as BLIP's training starts: weights with standard deviation 0.02
-    (truncated in vision), biases 0, LayerNorms 1 and 0, the temperature 0.07."""
+    (truncated in vision), biases 0, LayerNorms 1 and 0, and the temperature."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name == "temperature":
-                parameter.fill_(0.07)
+            if name == "temperature.value":
+                parameter.fill_(Temperature.START)
             elif ".norm" in name or "norm." in name:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             elif name.endswith("bias"):

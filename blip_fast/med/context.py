@@ -86,13 +86,13 @@ class PackedMemory:
     """Packed texts, each pointing at its memory.
 
     Attributes:
-        pairs: [layers * branches, M, K, 2, H, D].
+        pairs: [layers * branches, M, K, 2, H, D], in one tensor or in one a layer and branch.
         index: [N] int64; with twin cross-attention [2, N], the memory of each side.
         offsets: [N + 1] int32, of the texts.
         key_lengths: [M] int64, where memories are of unequal length.
     """
 
-    pairs: Tensor
+    pairs: Tensor | tuple[Tensor, ...]
     index: Tensor
     offsets: Tensor
     key_lengths: Tensor | None = None

@@ -35,6 +35,28 @@ class LanguageModelHead(nn.Module):
         return self.norm(self.dense(states, activation="gelu"))
 
 
+class Temperature(nn.Module):
+    """What similarities are divided by before their softmax: learned, and kept within bounds.
+
+    A module of one parameter, so that sharding can leave it in full precision.
+    """
+
+    START, LEAST, MOST = 0.07, 0.001, 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([self.START]))
+
+    def forward(self) -> Tensor:
+        """A scalar; a copy, because a sharded parameter's storage ends with this call."""
+        return self.value[0].clone()
+
+    def clamp(self) -> None:
+        """Bring the parameter back into its bounds, as BLIP does before every step."""
+        with torch.no_grad():
+            self.value.clamp_(self.LEAST, self.MOST)
+
+
 class PairClassifier(nn.Module):
     """NLVR2: is the sentence true of the two images?"""
 

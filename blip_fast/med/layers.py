@@ -24,6 +24,13 @@ class Linear(nn.Linear):
         return kernels.linear(x, self.weight, self.bias, activation, residual)
 
 
+def feed_forward(fc1: Linear, fc2: Linear, x: Tensor) -> Tensor:
+    """fc2(GELU(fc1(x))), as one operation where gradients are wanted: it keeps less for them."""
+    if torch.is_grad_enabled() and (x.requires_grad or fc1.weight.requires_grad):
+        return kernels.mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return fc2(fc1(x, activation="gelu"))
+
+
 class LayerNorm(nn.Module):
     """LayerNorm alone, or joined to the addition before it."""
 
@@ -44,6 +51,21 @@ class LayerNorm(nn.Module):
         return kernels.layernorm_of_sum(x, residual, self.weight, self.bias, self.eps)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, leave out the update of some images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, ...] -> the same; what is kept is scaled so that the mean stays."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
 class TextEmbeddings(nn.Module):
     """Word and position vectors, summed and normalised; BLIP has no token types."""
 
@@ -52,10 +74,11 @@ class TextEmbeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, config.width)
         self.position = nn.Embedding(config.max_positions, config.width)
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """[T] and [T] -> [T, width]."""
-        return self.norm.of_sum(self.word(ids), self.position(positions))
+        return self.dropout(self.norm.of_sum(self.word(ids), self.position(positions)))
 
 
 class SelfAttention(nn.Module):
@@ -66,12 +89,13 @@ class SelfAttention(nn.Module):
         self.heads, self.head_width = config.heads, config.head_width
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
+        self.dropout = nn.Dropout(0.0)
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
 
     def forward(self, x: Tensor, past: Past, layer: int) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width))
         seen = past.attend(qkv, layer)
-        return self.norm.of_sum(self.proj(seen.flatten(1)), x)
+        return self.norm.of_sum(self.dropout(self.proj(seen.flatten(1))), x)
 
 
 class CrossAttention(nn.Module):
@@ -85,6 +109,7 @@ class CrossAttention(nn.Module):
         self.query = Linear(config.width, config.width)
         self.key_value = Linear(memory_width, 2 * config.width)
         self.proj = Linear(config.width, config.width)
+        self.dropout = nn.Dropout(0.0)
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
 
     def project(self, tokens: Tensor) -> list[Tensor]:
@@ -94,7 +119,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: Memory, layer: int) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, self.head_width))
         seen = memory.attend(q, layer, branch=0)
-        return self.norm.of_sum(self.proj(seen.flatten(1)), x)
+        return self.norm.of_sum(self.dropout(self.proj(seen.flatten(1))), x)
 
 
 class TwinCrossAttention(nn.Module):
@@ -114,6 +139,7 @@ class TwinCrossAttention(nn.Module):
         self.key_value = nn.ModuleList(Linear(memory_width, 2 * width) for _ in range(2))
         self.proj = nn.ModuleList(Linear(width, width) for _ in range(2))
         self.merge = Linear(2 * width, width) if merges else None
+        self.dropout = nn.Dropout(0.0)
         self.norm = LayerNorm(width, config.layer_norm_eps)
 
     def project(self, tokens: Tensor) -> list[Tensor]:
@@ -130,7 +156,7 @@ class TwinCrossAttention(nn.Module):
             merged = (sides[0] + sides[1]) / 2
         else:
             merged = self.merge(torch.cat(sides, dim=1))
-        return self.norm.of_sum(merged, x)
+        return self.norm.of_sum(self.dropout(merged), x)
 
 
 class FeedForward(nn.Module):
@@ -140,7 +166,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = Linear(config.width, config.mlp_width)
         self.fc2 = Linear(config.mlp_width, config.width)
+        self.dropout = nn.Dropout(0.0)
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm.of_sum(self.fc2(self.fc1(x, activation="gelu")), x)
+        return self.norm.of_sum(self.dropout(feed_forward(self.fc1, self.fc2, x)), x)

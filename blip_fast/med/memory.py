@@ -62,22 +62,42 @@ class QuestionMemory:
         return self.pairs.shape[1]
 
 
+@dataclass(frozen=True)
+class LiveMemory:
+    """A memory through which gradients flow, of images or of questions.
+
+    Attributes:
+        pairs: layers * branches tensors [N, tokens, 2, heads, head_width]. They stay apart: in one
+            tensor, the gradient of each layer would be one of all.
+        key_lengths: [N] int64, of questions.
+    """
+
+    pairs: tuple[Tensor, ...]
+    key_lengths: Tensor | None = None
+
+
+def project_live(transformer: TextTransformer, tokens: Tensor) -> tuple[Tensor, ...]:
+    """As `project_memory`, differentiable: the `pairs` of a `LiveMemory`."""
+    layers = transformer.cross_attentions
+    return tuple(pair for layer in layers for pair in layer.project(tokens))
+
+
 def project_memory(transformer: TextTransformer, tokens: Tensor) -> Tensor:
     """Keys and values of tokens [N, K, width] for every cross-attention of a text transformer.
+
+    Without a gradient: the result is filled in place, where stacking would hold it twice.
 
     Returns:
         [layers * branches, N, K, 2, H, D].
     """
     config = transformer.config
     layers = transformer.cross_attentions
-    if torch.is_grad_enabled() and tokens.requires_grad:
-        return torch.stack([pair for layer in layers for pair in layer.project(tokens)])
-    # Filled in place: stacking would hold every projection twice.
     n, length = tokens.shape[:2]
     branches = layers[0].branches
     shape = (len(layers) * branches, n, length, 2, config.heads, config.head_width)
     pairs = tokens.new_empty(shape)
-    for number, layer in enumerate(layers):
-        for branch, pair in enumerate(layer.project(tokens)):
-            pairs[number * branches + branch] = pair
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            for branch, pair in enumerate(layer.project(tokens)):
+                pairs[number * branches + branch] = pair
     return pairs

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from blip_fast import kernels
 from blip_fast.config import IMAGE_MEAN, IMAGE_STD, VisionConfig, check_image_size
-from blip_fast.med.layers import LayerNorm, Linear
+from blip_fast.med.layers import DropPath, LayerNorm, Linear, feed_forward
 
 
 class VisionBlock(nn.Module):
@@ -24,6 +24,7 @@ class VisionBlock(nn.Module):
         self.norm2 = LayerNorm(config.width, config.layer_norm_eps)
         self.fc1 = Linear(config.width, config.mlp_width)
         self.fc2 = Linear(config.mlp_width, config.width)
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
         """[N, S, W] twice -> the same: the stream, and what is to be added to it."""
@@ -32,8 +33,9 @@ class VisionBlock(nn.Module):
         else:
             x, h = self.norm1.add(update, x)
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, self.head_width))
-        x, h = self.norm2.add(self.proj(kernels.attention(qkv).flatten(2)), x)
-        return x, self.fc2(self.fc1(h, activation="gelu"))
+        seen = self.proj(kernels.attention(qkv).flatten(2))
+        x, h = self.norm2.add(self.drop_path(seen), x)
+        return x, self.drop_path(feed_forward(self.fc1, self.fc2, h))
 
 
 class VisionTransformer(nn.Module):

@@ -5,9 +5,10 @@ Floor 4's other files treat every task alike through the three protocols here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from blip_fast.data.samples import Sample
 from blip_fast.med.blip import MED
 
 B = TypeVar("B", bound="Batch")
+Self = TypeVar("Self")
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Batch(Protocol):
         keys: of its samples, to name them where something goes wrong.
     """
 
-    keys: Sequence[str]
+    @property
+    def keys(self) -> Sequence[str]: ...
 
-    def to(self: B, device: torch.device) -> B: ...
+    def to(self: Self, device: torch.device) -> Self: ...
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC, Generic[B]):
     """A task: the model it trains, what else it keeps between steps, and its losses.
 
     Everything that must survive a restart is a parameter or a buffer of this module.
@@ -55,18 +58,18 @@ class Objective(nn.Module):
 
     model: MED
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> B:
         """Examples to a batch on the host. Runs in the loader's threads and changes nothing."""
-        raise NotImplementedError
 
     def before_step(self) -> None:
         """Once before each optimizer step: what changes without a gradient, on sharded
         parameters (the temperature's clamp, the momentum encoders)."""
 
-    def forward(self, batch: Batch, epochs: float) -> Mapping[str, Tensor]:
+    @abstractmethod
+    def forward(self, batch: B, epochs: float) -> Mapping[str, Tensor]:
         """Losses by name, scalars on the device; their sum is minimised.
 
         Args:
             epochs: epochs trained so far, with the fraction of the current one.
         """
-        raise NotImplementedError

@@ -138,6 +138,27 @@ BLIP_FAST_INLINE Slopes<W> slopes_of(const float* scores, const float* slopes, c
   return {{a, b}, {a * (g.a - mean), b * (g.b - mean)}};
 }
 
+// d of each query out of its one block of keys, where G * out would round otherwise: with few keys
+// G V^T - d is a small difference, and with one key it is zero.
+template <class Level, class T>
+BLIP_FAST_INLINE void sum_products(const AttentionShape& shape, const AttentionTask& t,
+                                   int64_t from, int64_t count, int64_t columns,
+                                   Scratch<Level>& s) {
+  constexpr int W = Level::W;
+  const float scale = SoftmaxExp<W, T>::kFactor / std::sqrt(static_cast<float>(shape.width));
+  const float none = 0.0f;
+  for (int64_t q = 0; q < count; ++q) {
+    f32<W> sum{};
+    for (int64_t i = 0; i < columns; i += 2 * W) {
+      const float seen = static_cast<float>(shape.seen(t, from + q) - i);
+      const Slopes<W> v = slopes_of<W, T>(s.scores + q * kBlock + i, s.slopes + q * kBlock + i,
+                                          scale, s.logsumexp[q], none, seen);
+      sum += v.grad_scores.a + v.grad_scores.b;
+    }
+    s.products[q] = reduce_add<W>(sum);
+  }
+}
+
 // Fills weights and grad_scores of a tile of `count` queries (and one of zeros, if it is odd).
 template <class Level, class T>
 BLIP_FAST_INLINE void differentiate(const AttentionShape& shape, const AttentionTask& t,
@@ -189,6 +210,7 @@ BLIP_FAST_INLINE void add_tile(const Job<T>& job, const AttentionTask& t, int64_
                                    kBlock, count, vectors, s.units});
   Level::template multiply<false>({s.grads, s.units, s.values + key * s.units, kBlock, s.slopes,
                                    kBlock, count, vectors, s.units});
+  if (t.length <= kBlock) sum_products<Level, T>(job.shape, t, from, count, columns, s);
   differentiate<Level, T>(job.shape, t, from, count, key, columns, s);
   const int64_t depth = round_up(count, kDepth) / kDepth;
   Level::template multiply<true>({s.grads_across, kAcross, s.weights, kBlock,

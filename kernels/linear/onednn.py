@@ -19,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from blip_fast.kernels.linear import reference
 
+_CHANGES_UNSEEN = "_blip_fast_changes_unseen"
+
 
 def can_keep(weight: Tensor) -> bool:
     """Whether a change of the weight would be seen, so that a packed copy may be kept.
@@ -26,7 +28,16 @@ def can_keep(weight: Tensor) -> bool:
     A weight in training changes at every step, and optimizers may write through `.data`, which
     leaves no trace. Inference tensors count no versions at all.
     """
-    return not weight.requires_grad and not weight.is_inference()
+    unseen = getattr(weight, _CHANGES_UNSEEN, False)
+    return not (weight.requires_grad or weight.is_inference() or unseen)
+
+
+def changes_unseen(weight: Tensor) -> None:
+    """Say that the content of a weight changes without a trace, so that no copy is kept.
+
+    FSDP2 gathers a weight into the same tensor at each step and leaves its version as it was.
+    """
+    setattr(weight, _CHANGES_UNSEEN, True)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def randomise(parameters: Any, seed: int) -> None:
             noise = torch.randn(tensor.shape, generator=generator) * 0.1
             is_scale = tensor.ndim == 1 and name.endswith("weight")
             tensor.copy_(noise + 1 if is_scale else noise)
-            if name == "temperature":
+            if name == "temperature.value":
                 tensor.fill_(0.05 + 0.01 * seed)
 
 

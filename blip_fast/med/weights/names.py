@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
+from blip_fast.med.heads import Temperature
 from blip_fast.med.weights.check import check_state
 from blip_fast.med.weights.table import Layout, entries, is_training_only
-
-# transformers keeps no temperature: this one BLIP's training starts from.
-_TEMPERATURE = 0.07
 
 
 def to_ours(state: Mapping[str, Tensor], config: BlipConfig, layout: Layout) -> dict[str, Tensor]:
@@ -34,7 +32,8 @@ def to_ours(state: Mapping[str, Tensor], config: BlipConfig, layout: Layout) -> 
             fused = parts[0] if len(parts) == 1 else torch.cat(parts)
             ours[entry.ours] = fused.reshape(entry.shape)
         else:
-            ours[entry.ours] = torch.tensor(_TEMPERATURE)
+            # transformers keeps no temperature: this one BLIP's training starts from.
+            ours[entry.ours] = torch.tensor([Temperature.START])
     return ours
 
 

@@ -116,7 +116,7 @@ _HEADS = (
     ("vision_proj.*", "vision_proj.*"),
     ("text_proj.*", "text_proj.*"),
     ("itm_head.*", "itm_head.*"),
-    ("temperature", "temp"),
+    ("temperature.value", "temp"),
     ("classifier.fc1.*", "cls_head.0.*"),
     ("classifier.fc2.*", "cls_head.2.*"),
 )
@@ -188,9 +188,10 @@ def entries(config: BlipConfig, layout: Layout) -> list[Entry]:
 
 
 def _unflattened(config: BlipConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that the other layouts keep with more axes."""
+    """The shapes of the tensors that the other layouts keep with other axes."""
     vision = config.vision
     return {
+        "temperature.value": (),
         "vision.cls_token": (1, 1, vision.width),
         "vision.position": (1, vision.tokens, vision.width),
         "vision.patch_embed.weight": (vision.width, 3, vision.patch_size, vision.patch_size),
@@ -208,7 +209,7 @@ def _foreign_parts(config: BlipConfig, layout: Layout, known: Iterable[str]) -> 
     for name, second in _ALSO_NAMED.items():
         parts[name] = ((*parts[name][0], second),)
     if layout == "transformers":
-        parts["temperature"] = ()
+        parts["temperature.value"] = ()
     if config.ties_decoder:
         _join_tied(parts, set(known))
     return parts

@@ -111,7 +111,7 @@ def test_transformers_folder(tmp_path: Path, kind: Kind, shards: bool) -> None:
         model.vision_model.embeddings.class_embedding.view(-1),
     )
     if kind == "retrieval":
-        assert checkpoint.state["temperature"].item() == pytest.approx(0.07)
+        assert checkpoint.state["temperature.value"].item() == pytest.approx(0.07)
 
 
 def test_transformers_pickle_and_class_defaults(tmp_path: Path) -> None:
