@@ -16,7 +16,7 @@ from PIL import Image
 import blip_fast
 from blip_fast.text import Tokenizer
 from blip_fast.train.recipe import build_recipe
-from blip_fast.train.run import annotation_files, run
+from blip_fast.train.run import run
 
 CAPTIONS = ["a red dog", "two blue car", "the cat on a table", "a house in the street", "a bird"]
 SMALL = {"width": 64, "depth": 1, "heads": 1, "mlp_width": 128}
@@ -132,20 +132,6 @@ def test_finetuning_starts_from_what_pretraining_wrote(
 def test_pictures_stay_as_they_are_without_augmentation(data: Path, tmp_path: Path) -> None:
     summary = run(recipe(data, "caption", augment=False, max_steps=1), tmp_path, print)
     assert summary.step == 1
-
-
-def test_the_references_folders_name_their_files(data: Path) -> None:
-    def files(task: str, **more: Any) -> list[str]:
-        settings = recipe(data, task, train_file=[], ann_root="ann", **more)
-        return [Path(name).as_posix() for name in annotation_files(settings)]
-
-    assert files("caption") == ["ann/coco_karpathy_train.json"]
-    assert files("retrieval", dataset="flickr") == ["ann/flickr30k_train.json"]
-    assert files("nlvr") == ["ann/nlvr_train.json"]
-    assert files("vqa", train_files=["vqa_train", "vg_qa"]) == [
-        "ann/vqa_train.json",
-        "ann/vg_qa.json",
-    ]
 
 
 def test_a_recipe_without_data_says_so(data: Path, tmp_path: Path) -> None:
