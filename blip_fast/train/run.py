@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig, preset
-from blip_fast.data import open_source
+from blip_fast.data import open_in_turns, open_source
 from blip_fast.data.samples import Source
 from blip_fast.images import Decoded, ImageOptions
 from blip_fast.images.augment import Augment
@@ -170,14 +169,11 @@ def rotating_sources(recipe: Recipe) -> list[Source]:
     """The web sources that take turns: each file of the folder or pattern is one."""
     if not recipe.laion_path:
         return []
-    path = Path(recipe.laion_path)
-    files = [str(p) for p in path.iterdir()] if path.is_dir() else glob.glob(recipe.laion_path)
-    known = sorted(f for f in files if f.endswith((".json", ".jsonl", ".tar", ".parquet")))
-    if not known:
-        raise ValueError(
-            f"laion_path {recipe.laion_path} has no .json, .jsonl, .tar or .parquet file"
-        )
-    return [open_source(file, image_root=recipe.image_root or None) for file in known]
+    return open_in_turns(
+        recipe.laion_path,
+        image_root=recipe.image_root or None,
+        keep=recipe.laion_files_per_epoch + 1,
+    )
 
 
 def _resized(size: int) -> Callable[[Decoded, int], Tensor]:

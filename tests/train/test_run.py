@@ -138,5 +138,5 @@ def test_pictures_stay_as_they_are_without_augmentation(data: Path, tmp_path: Pa
 def test_a_recipe_without_data_says_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no data; set train_file"):
         run(recipe(data, train_file=[]), tmp_path, print)
-    with pytest.raises(ValueError, match="has no .json, .jsonl, .tar or .parquet"):
+    with pytest.raises(ValueError, match="has no .json, .jsonl, .tar, .parquet"):
         run(recipe(data, laion_path=str(tmp_path)), tmp_path, print)
