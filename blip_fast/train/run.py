@@ -162,7 +162,12 @@ def fixed_sources(recipe: Recipe) -> list[Source]:
     root: Any = recipe.image_root or None
     if recipe.task == "vqa" and (recipe.vqa_root or recipe.vg_root):
         root = {"vqa": recipe.vqa_root, "vg": recipe.vg_root}
-    return [open_source(name, image_root=root) for name in recipe.manifests]
+    # Shards and folders hold their pictures themselves.
+    named = (".json", ".jsonl", ".parquet")
+    return [
+        open_source(name, image_root=root if name.endswith(named) else None)
+        for name in recipe.manifests
+    ]
 
 
 def rotating_sources(recipe: Recipe) -> list[Source]:
