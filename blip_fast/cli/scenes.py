@@ -15,6 +15,7 @@ def add_parser(subparsers: Any) -> None:
     )
     verbs = parser.add_subparsers(metavar="WHAT", required=True)
     _add_make(verbs)
+    _add_score(verbs)
 
 
 def _add_make(verbs: Any) -> None:
@@ -62,4 +63,37 @@ def _make(args: argparse.Namespace) -> int:
     else:
         make = make_questions if args.task == "vqa" else make_statements
         print(f"{args.pairs} samples in {make(args.folder, world, args.pairs)}")
+    return 0
+
+
+def _add_score(verbs: Any) -> None:
+    parser = common.verb(
+        verbs,
+        "score",
+        "Judge a model by held-out scenes: captions, ITM, retrieval, answers.",
+        "The same model, seed and number of scenes give the same table.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="as for --model of other verbs")
+    parser.add_argument("--answerer", help="a VQA model to judge in the same table")
+    parser.add_argument("--scenes", type=int, default=512, help="in each column; default 512")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompt", help="what captions go on from; default 'a picture of '")
+    common.add_loading(parser)
+    common.add_json(parser)
+    parser.set_defaults(run=_score)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from blip_fast.scenes.score import score
+    from blip_fast.scenes.table import table
+    from blip_fast.tasks.model import DEFAULT_PROMPT
+
+    model = common.load_model(args)
+    answerer = None if args.answerer is None else common.load_model(args, args.answerer)
+    prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
+    card = score(model, answerer, scenes=args.scenes, seed=args.seed, prompt=prompt)
+    if args.json:
+        common.print_json(card.to_dict())
+    else:
+        print(table(card))
     return 0

@@ -17,7 +17,7 @@ from blip_fast.scenes.claims import (
     Direction,
     Mention,
     Relation,
-    judge_claim,
+    is_true,
     lies,
 )
 from blip_fast.scenes.world import (
@@ -90,7 +90,7 @@ def spoil(claim: Claim, scene: Scene, kind: str, rng: random.Random) -> Claim | 
     """
     spoiled = [c for c in _changed(claim, kind) if _speakable(c, claim)]
     rng.shuffle(spoiled)
-    return next((c for c in spoiled if not judge_claim(c, scene).true), None)
+    return next((c for c in spoiled if not is_true(c, scene)), None)
 
 
 def false_caption(scene: Scene, rng: random.Random, kind: str | None = None) -> tuple[str, str]:
@@ -114,7 +114,7 @@ def telling_claim(scene: Scene, other: Scene, kind: str, rng: random.Random) -> 
     """A claim that is true of `scene` and false of `other`, about `kind` if possible."""
     for attempt in range(_TRIES):
         claim = claim_of(scene, rng, focus=kind if attempt < _TRIES // 2 else None)
-        if not judge_claim(claim, other).true:
+        if not is_true(claim, other):
             return claim
     return None
 

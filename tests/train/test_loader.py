@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blip_fast.data import open_source
 from blip_fast.data.samples import BadSample, Sample
 from blip_fast.images import Decoded, ImageOptions, resize
 from blip_fast.train.loader import Loader, Order
@@ -264,6 +266,30 @@ def test_hostile_pictures_are_skipped_under_their_status(shared_data: Path) -> N
     assert set(reader.skipped) == {"failed_to_decode", "too_large"}
     assert not {"broken.png", "decompression_bomb.gif", "truncated_jpeg.jpg"} & set(found)
     assert {"hopper_orientation_6.jpg", "p_16.png"} <= set(found)
+
+
+def test_a_damaged_shard_from_file_to_batch(tmp_path: Path) -> None:
+    """One header zeroed, one picture cut inside, the end cut off: 4 of 20, all accounted for."""
+    path = tmp_path / "00000.tar"
+    places = {}
+    with tarfile.open(path, "w") as tar:
+        for n in range(20):
+            for name, content in ((f"{n}.png", picture(n)), (f"{n}.txt", b"text %d" % n)):
+                info = tarfile.TarInfo(name)
+                info.size, places[name] = len(content), tar.offset
+                tar.addfile(info, BytesIO(content))
+    data = bytearray(path.read_bytes())
+    data[places["3.png"] : places["3.png"] + 512] = bytes(512)
+    data[places["7.png"] + 512 + 40 : places["7.png"] + 512 + 60] = bytes(20)
+    path.write_bytes(data[: places["18.png"]])
+    (tmp_path / "00000_stats.json").write_text('{"successes": 20}')
+
+    reader = loader(Order([open_source(path)]))
+    found = {key for batch in reader.batches(0) for key, _ in batch}
+    lost = {3, 7, 18, 19}
+    assert found == {f"00000.tar/{n}" for n in range(20) if n not in lost}
+    assert set(reader.skipped) == {"failed_to_read", "failed_to_decode"}
+    assert reader.skipped["failed_to_read"] >= 3 and reader.skipped["failed_to_decode"] >= 1
 
 
 def test_two_pictures_of_a_sample_are_seen_apart() -> None:

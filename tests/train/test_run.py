@@ -16,7 +16,7 @@ from PIL import Image
 import blip_fast
 from blip_fast.text import Tokenizer
 from blip_fast.train.recipe import build_recipe
-from blip_fast.train.run import annotation_files, run
+from blip_fast.train.run import run
 
 CAPTIONS = ["a red dog", "two blue car", "the cat on a table", "a house in the street", "a bird"]
 SMALL = {"width": 64, "depth": 1, "heads": 1, "mlp_width": 128}
@@ -63,6 +63,7 @@ def recipe(data: Path, task: str = "pretrain", **more: Any) -> Any:
         "batch_size": 4,
         "queue_size": 7,
         "max_epoch": 3,
+        "warmup_steps": 1,
         "workers": 2,
         "log_steps": 1,
         "checkpoint_steps": 2,
@@ -87,10 +88,10 @@ def test_pretraining_from_a_manifest_and_rotating_shards(data: Path, tmp_path: P
     summary = run(settings, tmp_path, said.append)
     assert (summary.step, summary.epoch) == (9, 3)  # 10 + 4 pairs: 3 steps an epoch
     assert set(summary.losses) == {"itc", "itm", "lm"}
-    assert said == ["weights from nothing"] or said[0] == "weights from nothing"
+    assert said[0] == "weights from nothing"
     steps = [line for line in lines(tmp_path) if "loss_itc" in line]
     assert [line["step"] for line in steps] == list(range(1, 10))
-    assert sum(steps[-1]["skipped"].values()) >= 3  # the broken picture, once an epoch
+    assert steps[-1]["skipped"] >= 3  # the broken picture, once an epoch
     model = blip_fast.load(tmp_path / "model", dtype="float32", device="cpu")
     assert model.config.kind == "pretrain"
     assert model.caption(data / "0.png", max_length=8, min_length=2).texts[0]
@@ -134,22 +135,8 @@ def test_pictures_stay_as_they_are_without_augmentation(data: Path, tmp_path: Pa
     assert summary.step == 1
 
 
-def test_the_references_folders_name_their_files(data: Path) -> None:
-    def files(task: str, **more: Any) -> list[str]:
-        settings = recipe(data, task, train_file=[], ann_root="ann", **more)
-        return [Path(name).as_posix() for name in annotation_files(settings)]
-
-    assert files("caption") == ["ann/coco_karpathy_train.json"]
-    assert files("retrieval", dataset="flickr") == ["ann/flickr30k_train.json"]
-    assert files("nlvr") == ["ann/nlvr_train.json"]
-    assert files("vqa", train_files=["vqa_train", "vg_qa"]) == [
-        "ann/vqa_train.json",
-        "ann/vg_qa.json",
-    ]
-
-
 def test_a_recipe_without_data_says_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no data; set train_file"):
         run(recipe(data, train_file=[]), tmp_path, print)
-    with pytest.raises(ValueError, match="has no .json, .jsonl, .tar or .parquet"):
+    with pytest.raises(ValueError, match="has no .json, .jsonl, .tar, .parquet"):
         run(recipe(data, laion_path=str(tmp_path)), tmp_path, print)
