@@ -21,7 +21,9 @@ def test_stages_follow_each_other_and_a_second_call_does_nothing(
     monkeypatch.setattr(stages, "STAGES", short)
     read = stages.read_recipe
     monkeypatch.setattr(
-        stages, "read_recipe", lambda path, words: read(path, [*words, "batch_size=4", "warmup_steps=0"])
+        stages,
+        "read_recipe",
+        lambda path, words: read(path, [*words, "batch_size=4", "warmup_steps=0"]),
     )
     said: list[str] = []
     model = train_scenes(tmp_path, quick=True, tell=said.append)
