@@ -46,7 +46,7 @@ class BootstrapOptions:
         seed: of the weights and of all scenes.
     """
 
-    steps: int = 4000
+    steps: int = 1600
     batch_size: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 200

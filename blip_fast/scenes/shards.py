@@ -11,7 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from blip_fast.data import chunks, replacing, write_json
 from blip_fast.scenes.pairs import SceneSource, World, png
@@ -139,5 +139,6 @@ def _pictures(folder: Path, source: SceneSource) -> Iterator[tuple[Any, list[str
         for sample in (samples[n] for n in range(len(samples))):
             names = [f"images/{sample.key}{side}.png" for side in sides]
             for name, image in zip(names, sample.images, strict=True):
-                (folder / name).write_bytes(cast(bytes, image))
+                assert isinstance(image, bytes)  # a SceneSource has no files
+                (folder / name).write_bytes(image)
             yield sample, names

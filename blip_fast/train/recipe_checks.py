@@ -82,12 +82,13 @@ def check_together(recipe: Recipe) -> None:
         )
 
 
-def check_files(recipe: Recipe) -> None:
+def check_files(recipe: Recipe, has_sources: bool = False) -> None:
     """Raise a ValueError where a file that a run needs is not named, or not there.
 
     Before any model is built. Patterns and addresses are left to those who open them.
+    `has_sources`: data are given apart from the recipe.
     """
-    if not recipe.manifests and not recipe.laion_path:
+    if not has_sources and not recipe.manifests and not recipe.laion_path:
         raise ValueError(
             "the recipe names no data; set train_file to manifests, tar shards, parquet files or "
             "folders"

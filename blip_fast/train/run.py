@@ -34,7 +34,12 @@ from blip_fast.train.retrieval import Retrieval
 from blip_fast.train.vqa import VQA
 
 
-def run(recipe: Recipe, output: Path, tell: Callable[[str], None] = print) -> Summary:
+def run(
+    recipe: Recipe,
+    output: Path,
+    tell: Callable[[str], None] = print,
+    sources: Sequence[Source] | None = None,
+) -> Summary:
     """Train as a recipe says, or go on with what a folder holds of the same run.
 
     Alone, or in each of the processes that torchrun started.
@@ -42,13 +47,14 @@ def run(recipe: Recipe, output: Path, tell: Callable[[str], None] = print) -> Su
     Args:
         output: the run's folder.
         tell: takes lines for people; called by the first process.
+        sources: the fixed part of every epoch, in place of the recipe's files.
 
     Raises:
         ValueError: where recipe, data or folder do not fit; see `train`.
     """
     with processes("cuda" if torch.cuda.is_available() else "cpu") as device:
         say = tell if rank() == 0 else _silent
-        check_files(recipe)
+        check_files(recipe, has_sources=sources is not None)
         model, tokenizer, notes = start(
             recipe.task,
             config=config_of(recipe),
@@ -63,7 +69,7 @@ def run(recipe: Recipe, output: Path, tell: Callable[[str], None] = print) -> Su
             say(note)
         model.regularise(recipe.text_dropout, recipe.drop_path)
         objective = objective_of(recipe, model, tokenizer)
-        loader = loader_of(recipe, objective)
+        loader = loader_of(recipe, objective, sources)
         if rank() == 0:
             output.mkdir(parents=True, exist_ok=True)
             recipe.write(output / "recipe.yaml")
