@@ -73,7 +73,7 @@ class World:
         first = number - number % 2
         rng = self.rng("twins", first)
         for attempt in range(1000):
-            seed = scene_seed(self.split, first, self.seed + attempt)
+            seed = stable_seed(f"twins/{self.split}/{first}/{attempt}", self.seed)
             scenes = [sample_scene(seed, self.split)]
             other, kind = twin(scenes[0], rng, self.split)
             scenes.append(other)
