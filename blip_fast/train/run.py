@@ -73,7 +73,7 @@ def run(
         if rank() == 0:
             output.mkdir(parents=True, exist_ok=True)
             recipe.write(output / "recipe.yaml")
-        return train(recipe, output, objective, loader, tokenizer, device)
+        return train(recipe, output, objective, loader, tokenizer, device, say)
 
 
 def config_of(recipe: Recipe) -> BlipConfig:
