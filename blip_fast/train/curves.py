@@ -116,7 +116,8 @@ def _thinned(
 
 def _ticks(low: float, high: float) -> tuple[float, float, list[float]]:
     """Round bounds around two values, and three to seven round numbers from one to the other."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    # What hardly changes would have ticks that read alike.
+    if high - low <= 2e-3 * max(abs(low), abs(high)):
         room = abs(high) * 0.1 or 1.0
         low, high = low - room, high + room
     rough = (high - low) / 4

@@ -31,6 +31,7 @@ from blip_fast.train.checkpoint import Checkpointer, tensors_of
 from blip_fast.train.export import export
 from blip_fast.train.flops import FlopCounter, peak_flops
 from blip_fast.train.guard import STOPPED, StopRequest, alone, stop_request
+from blip_fast.train.memory import give_back
 from blip_fast.train.objective import Batch, Objective
 from blip_fast.train.optim import adamw, choose_trained, schedule, set_rate
 from blip_fast.train.parallelize import parallelize, synchronise_gradients
@@ -247,6 +248,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.watch.measure(self.per_step, self.flops.total - flops, waited)
+        if progress.step % recipe.log_steps == 0:
+            give_back()
 
     def _clip(self) -> Tensor:
         """The norm of all gradients, which are scaled down where it is too large."""

@@ -63,6 +63,7 @@ def read_log(run: Path) -> Log:
         raise ValueError(f"{displayable(run)} has no {LOG}, so it is no training run's folder")
     log = Log()
     lines = path.read_bytes().splitlines()
+    steps: dict[int, Any] = {}
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
@@ -72,7 +73,8 @@ def read_log(run: Path) -> Log:
                 log.damaged.append(number)
             continue
         if is_step and "loss" in values:
-            log.steps.append(values)
+            steps[values["step"]] = values  # a step that was repeated counts once
+    log.steps.extend(steps[step] for step in sorted(steps))
     if not log.steps:
         raise ValueError(
             f"{displayable(path)} has no line of a step yet; the recipe's log_steps says how "
