@@ -21,11 +21,13 @@ from blip_fast.kernels.decode_attention import decode_attention, decode_cross_at
 from blip_fast.kernels.linear import linear
 from blip_fast.kernels.linear.mlp import mlp
 from blip_fast.kernels.linear_cross_entropy import linear_cross_entropy
+from blip_fast.kernels.linear_int8 import QuantizedWeight, linear_int8
 from blip_fast.kernels.patchify import patchify
 from blip_fast.kernels.sample import beam_step, penalise, sample
 
 __all__ = [
     "Choice",
+    "QuantizedWeight",
     "add_layernorm",
     "attention",
     "beam_step",
@@ -38,6 +40,7 @@ __all__ = [
     "layernorm_of_sum",
     "linear",
     "linear_cross_entropy",
+    "linear_int8",
     "mlp",
     "patchify",
     "penalise",

@@ -69,6 +69,11 @@ _SCHEMAS = {
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor bias, Tensor targets, Tensor logsumexp,"
         " float label_smoothing) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
     ),
+    # A `QuantizedWeight`'s tensors.
+    "linear_int8": (
+        "(Tensor x, Tensor weight, Tensor scales, Tensor starts, Tensor? bias, bool gelu,"
+        " Tensor? residual) -> Tensor"
+    ),
     "patchify": (
         "(Tensor images, int patch_size, float[] mean, float[] std, ScalarType dtype) -> Tensor"
     ),
@@ -93,6 +98,7 @@ _OVERLOADS = {
     "linear": ("native", "onednn"),
     "linear_cross_entropy": ("chunked",),
     "linear_cross_entropy_backward": ("chunked",),
+    "linear_int8": ("native",),
     "patchify": ("native",),
     "sample": ("native",),
 }

@@ -97,8 +97,8 @@ def test_files_are_small(path: Path) -> None:
 ROOMS = sorted(p.name for p in (ROOT / "kernels").iterdir() if (p / "__init__.py").exists())
 
 
-def test_there_are_nine_rooms() -> None:
-    assert len(ROOMS) == 9
+def test_there_are_ten_rooms() -> None:
+    assert len(ROOMS) == 10
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -79,6 +79,7 @@ def model_facts(model: Blip) -> dict[str, Any]:
         "trained": model.trained,
         "image_size": model.image_size,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantize": model.quantize,
         "device": str(model.device),
         "compat": model.config.compat,
     }

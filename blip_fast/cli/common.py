@@ -69,6 +69,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="default: see `blip-fast info`",
     )
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="hold most weights as int8, on a CPU: faster"
+    )
     parser.add_argument("--image-size", type=int, help="pixels; default: the checkpoint's own")
     parser.add_argument(
         "--compat",
@@ -112,6 +115,7 @@ def load_model(args: argparse.Namespace, source: str | None = None) -> Blip:
         device=args.device,
         compat=args.compat,
         vocabulary=args.vocabulary,
+        quantize=args.quantize,
     )
 
 

@@ -26,7 +26,8 @@ class Linear(nn.Linear):
 
 def feed_forward(fc1: Linear, fc2: Linear, x: Tensor) -> Tensor:
     """fc2(GELU(fc1(x))), as one operation where gradients are wanted: it keeps less for them."""
-    if torch.is_grad_enabled() and (x.requires_grad or fc1.weight.requires_grad):
+    trainable = isinstance(fc1, Linear) and (x.requires_grad or fc1.weight.requires_grad)
+    if trainable and torch.is_grad_enabled():
         return kernels.mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return fc2(fc1(x, activation="gelu"))
 

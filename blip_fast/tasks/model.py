@@ -14,6 +14,7 @@ from blip_fast.decoding.options import DEFAULT_TOP_K, SearchOptions
 from blip_fast.images import ImageError, ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
+from blip_fast.med.quantize import Quantize, is_quantized
 from blip_fast.med.weights import write_checkpoint
 from blip_fast.med.weights.write import Layout
 from blip_fast.tasks import answer, caption, compare, embed, match
@@ -71,6 +72,11 @@ class Blip:
     @property
     def dtype(self) -> torch.dtype:
         return self.med.dtype
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """ "int8" where most weights are; see `blip_fast.load`."""
+        return "int8" if is_quantized(self.med) else None
 
     def see(self, images: Images, batch_size: int | None = None) -> ImageMemory:
         """Run images through the vision transformer, once for all questions to come.

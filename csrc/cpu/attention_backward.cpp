@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <blip_fast/attention.h>
+#include <blip_fast/epilogue.h>
 #include <blip_fast/exp.h>
 
 namespace blip_fast {
@@ -36,13 +37,15 @@ template <class Level>
 struct Scratch {
   using Unit = typename Level::Unit;
   static constexpr int64_t kDepth = Level::kDepth;
+  // Units of a row of the operands that are summed over queries: whole vectors.
+  static constexpr int64_t kAcross = round_up(kQueries / kDepth, 16);
 
   Scratch(int64_t longest, int64_t width)
       : units(round_up(width, kDepth) / kDepth),
         lanes(round_up(width, 2 * Level::W)),
         row(round_up(longest, kBlock)),
         arena(row * (2 * units + lanes + 2 * width) + 20 * 16 +
-              kQueries * (2 * units + 2 * width + 5 * kBlock + lanes + 2)),
+              kQueries * (2 * units + 5 * kBlock + lanes + 2) + kAcross * 2 * width),
         keys(arena.take<Unit>(row * units)),
         values(arena.take<Unit>(row * units)),
         key_rows(arena.take<Unit>(row / kDepth * lanes)),
@@ -50,8 +53,8 @@ struct Scratch {
         grad_values(arena.take<float>(row * width)),
         queries(arena.take<Unit>(kQueries * units)),
         grads(arena.take<Unit>(kQueries * units)),
-        queries_across(arena.take<Unit>(kQueries / kDepth * width)),
-        grads_across(arena.take<Unit>(kQueries / kDepth * width)),
+        queries_across(arena.take<Unit>(kAcross * width)),
+        grads_across(arena.take<Unit>(kAcross * width)),
         scores(arena.take<float>(kQueries * kBlock)),
         slopes(arena.take<float>(kQueries * kBlock)),
         weights(arena.take<Unit>(kQueries / kDepth * kBlock)),
@@ -107,8 +110,8 @@ BLIP_FAST_INLINE void pack_queries(const Job<T>& job, const AttentionTask& t, in
   const Rows<T> outs = shape.rows_of_out(job.out, t, from, count);
   pack_left<Level>(queries, s.queries);
   pack_left<Level>(grads, s.grads);
-  pack_left_across<Level>(queries, kQueries / Level::kDepth, s.queries_across);
-  pack_left_across<Level>(grads, kQueries / Level::kDepth, s.grads_across);
+  pack_left_across<Level>(queries, s.kAcross, s.queries_across);
+  pack_left_across<Level>(grads, s.kAcross, s.grads_across);
   for (int64_t i = 0; i < count; ++i) {
     s.logsumexp[i] = job.logsumexp[(t.first + from + i) * shape.heads + t.head] *
                      SoftmaxExp<Level::W, T>::kFactor;
@@ -203,7 +206,8 @@ template <class Level, class T>
 BLIP_FAST_INLINE void add_tile(const Job<T>& job, const AttentionTask& t, int64_t from,
                                int64_t count, int64_t key, int64_t keys, Scratch<Level>& s) {
   constexpr int W = Level::W;
-  constexpr int64_t kDepth = Level::kDepth, kRow = kBlock / kDepth, kAcross = kQueries / kDepth;
+  constexpr int64_t kDepth = Level::kDepth, kRow = kBlock / kDepth;
+  constexpr int64_t kAcross = Scratch<Level>::kAcross;
   const int64_t width = job.shape.width;
   const int64_t columns = std::min(kBlock, round_up(keys - key, 2 * W)), vectors = columns / W;
   Level::template multiply<false>({s.queries, s.units, s.keys + key * s.units, kBlock, s.scores,
@@ -238,9 +242,29 @@ BLIP_FAST_INLINE void write_queries(const AttentionShape& shape, const Rows<T>& 
 }
 
 // `sums` is [block, D, key of the block].
-template <class T>
+template <class Level, class T>
 BLIP_FAST_INLINE void write_keys(const Rows<T>& to, float scale, const float* sums) {
-  for (int64_t r = 0; r < to.count; ++r) {
+  int64_t r = 0;
+#if defined(__x86_64__)
+  if constexpr (Level::W == 16) {  // 16 keys and 16 elements at a time, turned in registers
+    const f32<16> by = broadcast<16>(&scale);
+    alignas(64) uint32_t turned[16 * 16];
+    for (; r + 16 <= to.count && to.width % 16 == 0; r += 16) {
+      const float* const lanes = sums + r / kBlock * kBlock * to.width + r % kBlock;
+      for (int64_t i = 0; i < to.width; i += 16) {
+        const auto lane = [&](int d) __attribute__((always_inline)) {
+          return lanes + (i + d) * kBlock;
+        };
+        transpose_16x16(lane, turned, 16);
+        for (int64_t key = 0; key < 16; ++key) {
+          const f32<16> v = load_vector<f32<16>>(turned + key * 16);
+          store_row<16>(const_cast<T*>(to.row(r + key)) + i, v * by, 16);
+        }
+      }
+    }
+  }
+#endif
+  for (; r < to.count; ++r) {
     const float* const lane = sums + r / kBlock * kBlock * to.width + r % kBlock;
     T* const row = const_cast<T*>(to.row(r));
     for (int64_t i = 0; i < to.width; ++i) row[i] = static_cast<T>(lane[i * kBlock] * scale);
@@ -266,8 +290,8 @@ BLIP_FAST_INLINE void differentiate_tasks(const Job<T>& job, int64_t begin, int6
       write_queries<Level, T>(shape, shape.rows<T>(job.grad_qkv, 0, t, from, count), scale,
                               s.grad_queries, s.lanes);
     }
-    write_keys<T>(shape.rows<T>(job.grad_qkv, 1, t, 0, t.length), scale, s.grad_keys);
-    write_keys<T>(shape.rows<T>(job.grad_qkv, 2, t, 0, t.length), 1.0f, s.grad_values);
+    write_keys<Level, T>(shape.rows<T>(job.grad_qkv, 1, t, 0, t.length), scale, s.grad_keys);
+    write_keys<Level, T>(shape.rows<T>(job.grad_qkv, 2, t, 0, t.length), 1.0f, s.grad_values);
   }
 }
 

@@ -17,7 +17,7 @@
 
 #include <blip_fast/check.h>
 #include <blip_fast/dot.h>
-#include <blip_fast/gelu.h>
+#include <blip_fast/epilogue.h>
 #include <blip_fast/isa.h>
 #include <blip_fast/vec.h>
 
@@ -36,11 +36,8 @@ template <class T>
 struct Job {
   const T* x;         // [rows, k]
   const T* weight;    // [n, k]
-  const T* bias;      // [n] or null
-  const T* residual;  // [rows, n] or null
-  T* out;             // [rows, n]
+  Epilogue<T> end;
   int64_t rows, n, k;
-  bool gelu;
 };
 
 // Rows of x as D reads them, private to one thread: in place where they are so already.
@@ -79,44 +76,13 @@ class PreparedRows {
   std::unique_ptr<Prepared[], Free> own_;
 };
 
-// W values in the order of memory, of which `count` are there.
+// The results of `columns` <= kBlock columns of one row.
 template <int W, class T>
-BLIP_FAST_INLINE f32<W> load_row(const T* from, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    f32<W> v{};
-    std::memcpy(&v, from, count == W ? sizeof v : count * sizeof(T));
-    return v;
-  } else {
-    u16<W> bits{};
-    std::memcpy(&bits, from, count == W ? sizeof bits : count * sizeof(T));
-    return (f32<W>)(__builtin_convertvector(bits, u32<W>) << 16);
-  }
-}
-
-template <int W, class T>
-BLIP_FAST_INLINE void store_row(T* to, const f32<W>& v, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to, &v, count == W ? sizeof v : count * sizeof(T));
-  } else {
-    const u32<W> bits = (u32<W>)v;
-    const u32<W> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const u16<W> narrow = __builtin_convertvector(rounded, u16<W>);
-    std::memcpy(to, &narrow, count == W ? sizeof narrow : count * sizeof(T));
-  }
-}
-
-// out = activation(sums + bias) + residual for `count` <= kBlock results of one row.
-template <int W, class T>
-BLIP_FAST_INLINE void finish_row(const Job<T>& job, const float* sums, int64_t row, int64_t column,
-                                 int64_t columns) {
+BLIP_FAST_INLINE void finish_row(const Epilogue<T>& end, const float* sums, int64_t row,
+                                 int64_t column, int64_t columns) {
   for (int64_t c = 0; c < columns; c += W) {
     const int64_t count = std::min<int64_t>(W, columns - c);
-    const int64_t at = row * job.n + column + c;
-    f32<W> v = load_vector<f32<W>>(sums + c);
-    if (job.bias != nullptr) v += load_row<W>(job.bias + column + c, count);
-    if (job.gelu) v = gelu<W>(v);
-    if (job.residual != nullptr) v += load_row<W>(job.residual + at, count);
-    store_row<W>(job.out + at, v, count);
+    end.template finish<W>(load_vector<f32<W>>(sums + c), row, column + c, count);
   }
 }
 
@@ -155,7 +121,7 @@ BLIP_FAST_INLINE void run_block(const Job<typename D::Stored>& job, const Prepar
     r += height;
   }
   for (r = 0; r < rows; ++r) {
-    finish_row<D::W>(job, sums + r * kBlock, row + r, column, columns);
+    finish_row<D::W>(job.end, sums + r * kBlock, row + r, column, columns);
   }
 }
 
@@ -218,13 +184,11 @@ void run(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bia
   const int64_t rows = out.numel() / n;
   const Job<T> job{static_cast<const T*>(x.const_data_ptr()),
                    static_cast<const T*>(weight.const_data_ptr()),
-                   data_or_null<T>(bias),
-                   data_or_null<T>(residual),
-                   static_cast<T*>(out.mutable_data_ptr()),
+                   {data_or_null<T>(bias), data_or_null<T>(residual),
+                    static_cast<T*>(out.mutable_data_ptr()), n, gelu},
                    rows,
                    n,
-                   k,
-                   gelu};
+                   k};
   const auto columns = pick_columns<T>();
   const int64_t work = std::max<int64_t>(1, rows * k * kBlock);
   torch::stable::parallel_for(0, (n + kBlock - 1) / kBlock, std::max<int64_t>(1, kGrain / work),

@@ -33,6 +33,7 @@ class StubBlip:
         self.source, self.trained, self.sha256 = source, trained, "0" * 64
         self.image_options, self.image_size = ImageOptions(size=size), size
         self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.quantize = None
         self.tokenizer = SimpleNamespace(encode=self._encode)
         self.seen = 0
         self.caption_calls: list[dict[str, Any]] = []

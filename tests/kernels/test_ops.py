@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def test_every_room_can_say_what_it_runs_and_why() -> None:
     choices = kernels.choices(CPU, torch.float32)
-    assert len(choices) == 9
+    assert len(choices) == 10
     assert all(c.implementation and c.why for c in choices)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blip_fast.config import BlipConfig
 from blip_fast.med.blip import MED
+from blip_fast.med.quantize import is_quantized
 from blip_fast.med.weights.deduce import config_of
 from blip_fast.med.weights.errors import WeightsError
 from blip_fast.med.weights.find import CONFIG, MODEL, VOCABULARY
@@ -49,6 +50,10 @@ def write_checkpoint(model: MED, tokenizer: Tokenizer | None, folder: Path, layo
     """
     if layout not in LAYOUTS:
         raise WeightsError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    if is_quantized(model):
+        raise WeightsError(
+            "the model's weights are int8; save it as it was before, or copy its file"
+        )
     config = model.config
     _check_fits(config, tokenizer, layout)
     ours = {name: p.detach().cpu() for name, p in model.named_parameters()}

@@ -98,10 +98,40 @@ BLIP_FAST_INLINE void pack_left(const Rows<T>& from, typename Level::Unit* to) {
   }
 }
 
+#if defined(__x86_64__)
+// As `pack_left_across` for pairs of rows and whole vectors, turned in registers.
+template <class T>
+BLIP_FAST_INLINE void pack_pairs_across(const Rows<T>& from, int64_t units, uint32_t* to) {
+  alignas(64) uint32_t even[16 * 16], odd[16 * 16];  // elements of pairs of rows
+  for (int64_t r = 0; r < from.count; r += 32) {
+    for (int64_t i = 0; i < from.width; i += 32) {
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const int64_t at = r + 2 * pair;
+        u32<16> a{}, b{};
+        if (at < from.count) a = load_vector<u32<16>>(from.row(at) + i);
+        if (at + 1 < from.count) b = load_vector<u32<16>>(from.row(at + 1) + i);
+        const u32<16> low = (a & 0xffffu) | (b << 16), high = (a >> 16) | (b & 0xffff0000u);
+        std::memcpy(even + pair * 16, &low, sizeof low);
+        std::memcpy(odd + pair * 16, &high, sizeof high);
+      }
+      const auto evens = [&](int p) __attribute__((always_inline)) { return even + p * 16; };
+      const auto odds = [&](int p) __attribute__((always_inline)) { return odd + p * 16; };
+      transpose_16x16(evens, to + i * units + r / 2, 2 * units);
+      transpose_16x16(odds, to + (i + 1) * units + r / 2, 2 * units);
+    }
+  }
+}
+#endif
+
 // A operand, summed over the rows, with a stride of `units` units: to[element, unit].
 template <class Level, class T>
 BLIP_FAST_INLINE void pack_left_across(const Rows<T>& from, int64_t units,
                                        typename Level::Unit* to) {
+#if defined(__x86_64__)
+  if constexpr (Level::W == 16 && Level::kDepth == 2) {
+    if (from.width % 32 == 0 && units % 16 == 0) return pack_pairs_across(from, units, to);
+  }
+#endif
   std::memset(to, 0, from.width * units * sizeof *to);
   for (int64_t r = 0; r < from.count; r += Level::kDepth) {
     const T* const row = from.row(r);
