@@ -5,6 +5,9 @@ forward, backward, moving average and AdamW (fused for us, torch's default for t
 off, so that losses can be compared: first in fp32 with a few pairs, then in the dtype that is
 timed. Captions have 9 to 16 tokens, as COCO's; the peer pads them to 30, as its recipe says.
 
+Then some steps are fed by the loader, from pictures of 640 x 480 as JPEG files, decoded and
+augmented on the same processors: the share of the time that they wait for their batches.
+
 Memory is the peak of a step above what stays: weights, moving averages, queues and the optimizer's
 state. Each contender takes one step in a process of its own for that.
 
@@ -15,24 +18,34 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.harness import Case, print_table, race
 from bench.peers.plain_pretrain import LENGTH, PlainPretrain
 from blip_fast.config import IMAGE_MEAN, IMAGE_STD, BlipConfig, VisionConfig
+from blip_fast.data import open_source
+from blip_fast.images import ImageOptions
+from blip_fast.images.augment import Augment
 from blip_fast.med.blip import MED, initialise
 from blip_fast.med.weights import ours_to_salesforce
-from blip_fast.text import PackedText, pack
+from blip_fast.text import PackedText, Tokenizer, pack
 from blip_fast.train import pretrain
 from blip_fast.train.batches import PairBatch, predicted
 from blip_fast.train.itc import MomentumContrast
 from blip_fast.train.itm import Negatives
+from blip_fast.train.loader import Loader, Order
 from blip_fast.train.pretrain import Pretrain
 
 CLS, SEP, DEC, ENC = 101, 102, 30522, 30523
@@ -123,23 +136,81 @@ def step(name: str, dtype: torch.dtype, problem: Problem) -> Step:
     """A training step of one contender; it gives the loss."""
     if name == "blip_fast":
         task = ours(dtype)
-        parameters, fused = list(task.model.parameters()), True
-        losses = lambda: our_losses(task, problem)  # noqa: E731
+        run = optimised(task.model.parameters(), True, lambda p: our_losses(task, p))
     else:
         peer = plain(dtype)
-        parameters, fused = list({id(t): t for t in peer.state.values()}.values()), None
-        losses = lambda: plain_losses(peer, problem)  # noqa: E731
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.05, fused=fused)
+        parameters = {id(t): t for t in peer.state.values()}.values()
+        run = optimised(parameters, None, lambda p: plain_losses(peer, p))
+    return lambda: run(problem)
 
-    def run() -> Tensor:
+
+def optimised(
+    parameters: Iterable[Tensor], fused: bool | None, losses: Callable[[Any], Mapping[str, Tensor]]
+) -> Callable[[Any], Tensor]:
+    """What takes a batch, takes a step and gives the loss."""
+    optimizer = torch.optim.AdamW(list(parameters), lr=1e-5, weight_decay=0.05, fused=fused)
+
+    def run(problem: Any) -> Tensor:
         with torch.enable_grad():
-            loss = torch.stack([value.float() for value in losses().values()]).sum()
+            loss = torch.stack([value.float() for value in losses(problem).values()]).sum()
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     return run
+
+
+def waiting_share(dtype: torch.dtype, batch: int, steps: int = 4) -> float:
+    """Of steps that a loader feeds, the share of the time spent waiting for batches."""
+    task = ours(dtype)
+    run = optimised(task.model.parameters(), True, lambda problem: task(problem, EPOCHS))
+    waited = total = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        loader = loader_over(jpegs(Path(folder), 4 * batch), task, batch)
+        batches, done, epoch = loader.batches(0), 0, 0
+        while done <= steps:  # the first, before which nothing was read, does not count
+            start = time.perf_counter()
+            if (problem := next(batches, None)) is None:
+                epoch += 1
+                batches = loader.batches(epoch)
+                continue
+            fed = time.perf_counter()
+            task.before_step()
+            run(problem)
+            if done:
+                waited += fed - start
+                total += time.perf_counter() - start
+            done += 1
+        batches.close()
+    return waited / total
+
+
+def jpegs(folder: Path, number: int) -> Path:
+    """A manifest of pictures, smooth noise of 640 x 480 pixels, with captions of 11 words."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for n in range(number):
+        coarse = torch.rand(1, 3, 30, 40, generator=generator)
+        pixels = (F.interpolate(coarse, (480, 640), mode="bicubic")[0] * 255).clamp(0, 255).byte()
+        name = f"{n}.jpg"
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name, quality=90)
+        rows.append({"image": name, "caption": "a b c d e f g h i j k", "image_id": n})
+    (folder / "pairs.json").write_text(json.dumps(rows))
+    return folder / "pairs.json"
+
+
+def loader_over(manifest: Path, task: Pretrain, batch: int) -> Loader:
+    words = [*"abcdefghijk", *(f"[unused{i}]" for i in range(30_522 - 16))]
+    task.tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    return Loader(
+        Order([open_source(manifest)]),
+        batch_size=batch,
+        augment=Augment(224, 0.2),
+        image_options=ImageOptions(size=224),
+        collate=task.collate,
+        workers=2,
+    )
 
 
 def peak_memory(name: str, arguments: argparse.Namespace) -> int:
@@ -190,6 +261,8 @@ def main() -> None:
         "image",
     )
     print_table([(case, race(case, arguments.seconds, check=False))])
+    share = waiting_share(dtype, arguments.batch)
+    print(f"blip_fast, fed by the loader: {share:.1%} of the time spent waiting for data")
     peaks = {name: peak_memory(name, arguments) for name in names}
     for name, peak in peaks.items():
         share = peak / peaks["reference"]

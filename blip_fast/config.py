@@ -181,9 +181,9 @@ _PRESETS: dict[str, tuple[VisionConfig, TextConfig]] = {
     # A few million parameters, for the small visual world; its vocabulary is its own. Heads stay
     # 64 wide, as in every BLIP, so that the same kernels serve.
     "scenes": (
-        VisionConfig(image_size=64, patch_size=8, width=192, depth=4, heads=3, mlp_width=768),
+        VisionConfig(image_size=96, patch_size=16, width=192, depth=4, heads=3, mlp_width=512),
         TextConfig(
-            vocab_size=512, width=192, depth=3, heads=3, mlp_width=768, max_positions=128,
+            vocab_size=512, width=192, depth=3, heads=3, mlp_width=640, max_positions=128,
             cls_id=2, sep_id=3, dec_id=510, enc_id=511,
         ),
     ),

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
 from blip_fast.capfilt.rows import SOURCES, Candidate, Row
+from blip_fast.data.pages import data_uri, page_template
 from blip_fast.images import ImageOptions, Picture, Status, read_pictures
 
 _THUMBNAIL = (
     224  # pixels of the longer side; a JPEG of about 7 kB, so that 200 pictures make a page of 2 MB
 )
 _HEIGHT_ON_PAGE = 300
-_JPEG_QUALITY = 80
 _BINS = 20
 _FAILURES_SHOWN = 500
 _TEXT_SHOWN = 400  # characters
@@ -62,16 +57,9 @@ def render_report(rows: Sequence[Row], stats: dict[str, Any], image_options: Ima
         stats: as in `CapFiltSummary`.
         image_options: how pictures are read for their thumbnails; its size does not matter.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     failures = list(_failures(rows))
     shown = _spread(rows, stats["settings"]["gallery"])
-    return environment.get_template("report.html.j2").render(
+    return page_template(Path(__file__).with_name("report.html.j2")).render(
         stats=stats,
         untrained=sorted({m["source"] for m in stats["models"].values() if not m["trained"]}),
         bars=_histogram(rows),
@@ -113,12 +101,9 @@ def _data_uri(picture: Picture) -> str:
     """A thumbnail as an address that holds the picture itself; empty where it is gone by now."""
     if picture.pixels is None:
         return ""
-    pixels = picture.pixels.permute(1, 2, 0).contiguous().numpy()
     ratio = _ratio(picture)  # pictures are read as squares; here they get their shape back
     size = (round(_THUMBNAIL * min(ratio, 1)), round(_THUMBNAIL / max(ratio, 1)))
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size).save(file, "JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return data_uri(picture.pixels, size)
 
 
 def _ratio(picture: Row | Picture) -> float:

@@ -20,11 +20,13 @@ from blip_fast.cli import (
     embed,
     info,
     match,
+    report,
     scenes,
+    train,
 )
 from blip_fast.cli.common import modern_spelling
 
-_VERBS = (caption, match, answer, embed, capfilt, scenes, convert, info, bench, demo)
+_VERBS = (caption, match, answer, embed, capfilt, scenes, train, report, convert, info, bench, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

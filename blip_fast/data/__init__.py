@@ -5,7 +5,7 @@ from __future__ import annotations
 from blip_fast.data.batches import Batch, chunks, default_batch_size, read_batches, stable_seed
 from blip_fast.data.files import displayable, replacing, write_json
 from blip_fast.data.folder import Found, Record, find, is_url, read_folder
-from blip_fast.data.open import open_source
+from blip_fast.data.open import open_in_turns, open_source
 from blip_fast.data.samples import BadSample, Sample, Shard, Source
 from blip_fast.data.sidecar import (
     EXISTING,
@@ -36,6 +36,7 @@ __all__ = [
     "find",
     "find_sidecar",
     "is_url",
+    "open_in_turns",
     "open_source",
     "read_batches",
     "read_folder",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 from blip_fast.data.folder import is_url
 
 _PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts
+
+T = TypeVar("T")
 
 
 def open_local(shard: str) -> int:
@@ -27,11 +30,11 @@ def open_local(shard: str) -> int:
     import fsspec  # here, because few need it and it takes time to import
 
     if "::" in shard:
-        return os.open(_patiently(lambda: fsspec.open_local(shard)), os.O_RDONLY)
+        return os.open(patiently(lambda: fsspec.open_local(shard)), os.O_RDONLY)
     files, path = fsspec.url_to_fs(shard)
     file, name = tempfile.mkstemp(prefix="blip_fast-")
     try:
-        _patiently(lambda: files.get_file(path, name))
+        patiently(lambda: files.get_file(path, name))
         # a new descriptor: the copy may have been written beside the first and moved over it
         return os.open(name, os.O_RDONLY)
     finally:
@@ -53,8 +56,8 @@ def read_small(path: str) -> bytes | None:
         return None
 
 
-def _patiently(work: Any) -> Any:
-    """Networks fail now and then; a file that is not there stays so."""
+def patiently(work: Callable[[], T]) -> T:
+    """Do it again after a pause where it fails: networks do. A missing file stays missing."""
     for pause in _PAUSES:
         try:
             return work()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip_fast.data.files import displayable
+from blip_fast.data.samples import BadSample, Sample, check_text
 from blip_fast.data.sidecar import find_sidecar, read_sidecar
 from blip_fast.images import find_images
 
@@ -92,3 +93,42 @@ def read_folder(folder: Path, recursive: bool = True) -> Iterator[Record]:
             except (ValueError, OSError) as problem:
                 error = str(problem)
         yield Record(found.key, path, text, error)
+
+
+class FolderSource:
+    """The pictures of a folder with the sidecars beside them as samples, in one shard."""
+
+    def __init__(self, folder: Path) -> None:
+        """List the pictures; a sidecar is read with its sample.
+
+        Raises:
+            ValueError: where `folder` is no folder, or holds no pictures.
+        """
+        self.name = displayable(folder)
+        if not folder.is_dir():
+            raise ValueError(f"{self.name} is not a folder; give one that holds pictures")
+        self._found = find([folder])
+        if not self._found:
+            raise ValueError(f"{self.name} holds no pictures")
+
+    @property
+    def counts(self) -> Sequence[int]:
+        return [len(self._found)]
+
+    def open(self, shard: int) -> FolderSource:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, number: int) -> Sample:
+        found = self._found[number]
+        path = Path(found.source)
+        sidecar = find_sidecar(path)
+        if sidecar is None:
+            raise BadSample(f"{found.name} has no .txt or .caption beside it")
+        try:
+            text = read_sidecar(sidecar)
+        except (ValueError, OSError) as error:
+            raise BadSample(str(error)) from error
+        return Sample(found.key, (path,), check_text(text, found.name), found.key)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.data.files import displayable
-from blip_fast.data.folder import is_url
 from blip_fast.data.jsonrows import next_character, open_utf8, read_json_rows
 from blip_fast.data.packed import PackedRows
+from blip_fast.data.roots import below
 from blip_fast.data.samples import BadSample, Sample, check_text
 
 ImageRoot = str | Path | Mapping[str, str | Path]
@@ -86,8 +86,6 @@ class ManifestSource:
         )
 
     def _image(self, name: str, dataset: str | None) -> Path | str:
-        if is_url(name):
-            return name
         root = self._root
         if isinstance(root, Mapping):
             if dataset is None or dataset not in root:
@@ -96,7 +94,7 @@ class ManifestSource:
                     f"{', '.join(map(repr, root))}"
                 )
             root = root[dataset]
-        return f"{str(root).rstrip('/')}/{name}" if is_url(root) else Path(root) / name
+        return below(root, name)
 
 
 def _read(path: Path) -> Iterator[_Row]:

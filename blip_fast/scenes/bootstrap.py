@@ -20,12 +20,21 @@ from blip_fast.config import BlipConfig
 from blip_fast.data import replacing
 from blip_fast.med.blip import MED, initialise
 from blip_fast.med.vision import VisionTransformer
-from blip_fast.scenes.labels import ATTRIBUTES, CELLS, CLASSES, IGNORE, Labels, label
+from blip_fast.scenes.labels import ATTRIBUTES, CLASSES, IGNORE, Labels, label, trained_pairs
 from blip_fast.scenes.render import render_many
-from blip_fast.scenes.world import BACKGROUNDS, GRID, Split, sample_scene, scene_seed
+from blip_fast.scenes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    GRID,
+    MAX_THINGS,
+    SHAPES,
+    Split,
+    sample_scene,
+    scene_seed,
+)
 
-# Six cells of nine are empty: without this, the class token long says that all are.
-_WEIGHT_OF_EMPTY = 0.2
+_WEIGHT_OF_EMPTY = 0.2  # six cells of nine are empty, and easily told
+_WEIGHT_OF_PAIRS = 0.5  # of a sum over 56 of them
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class BootstrapOptions:
         seed: of the weights and of all scenes.
     """
 
-    steps: int = 4000
+    steps: int = 1600
     batch_size: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 200
@@ -48,34 +57,41 @@ class BootstrapOptions:
 class Probes(nn.Module):
     """Linear readers of image tokens, thrown away after the training.
 
-    A cell is read from the mean of the patches in it, and once more, all cells at once, from the
-    class token: later on the class token alone speaks for the picture in ITC.
+    A cell is read from the mean of the patches in it. The class token, which will speak for the
+    whole picture in ITC, tells how many things there are, which pairs of colour and shape are
+    among them, and the background.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.cell = nn.Linear(width, CLASSES)
-        self.whole = nn.Linear(width, CELLS * CLASSES)
+        self.pairs = nn.Linear(width, len(COLOURS) * len(SHAPES))
+        self.number = nn.Linear(width, MAX_THINGS + 1)
         self.background = nn.Linear(width, len(BACKGROUNDS))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [N, 1 + G * G, W] to cells [N, CELLS, CLASSES], twice, and backgrounds [N, B]."""
+    def cells(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens [N, 1 + G * G, W] to [N, CELLS, classes], by attribute."""
         side = round((tokens.shape[1] - 1) ** 0.5)
         patches = tokens[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
         cells = F.adaptive_avg_pool2d(patches, GRID).flatten(2).transpose(1, 2)
-        whole = self.whole(tokens[:, 0]).unflatten(1, (CELLS, CLASSES))
-        return self.cell(cells), whole, self.background(tokens[:, 0])
+        parts = self.cell(cells).split(list(ATTRIBUTES.values()), dim=-1)
+        return dict(zip(ATTRIBUTES, parts, strict=True))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Share of things whose attribute is read correctly, from patches and from the class token.
+    """How well held-out scenes are read, all in shares.
 
-    The shape's share is over things, not over empty cells; `empty` is that of the latter.
+    Attributes:
+        cells: of things whose attribute is right, by attribute; "empty": of empty cells.
+        pairs: of scenes whose pairs of colour and shape are all right, and no other is named.
+        number, background: of scenes of which they are right.
     """
 
-    patches: dict[str, float]
-    whole: dict[str, float]
+    cells: dict[str, float]
+    pairs: float
+    number: float
+    background: float
 
 
 def bootstrap(
@@ -101,7 +117,7 @@ def bootstrap(
     for step, (pixels, labels) in enumerate(_batches(config, options)):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options)
-        loss = _loss(probes(vision(pixels)), labels)
+        loss = _loss(probes, vision(pixels), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -127,13 +143,26 @@ def read(
     number: int = 512,
     seed: int = 0,
 ) -> Reading:
-    """How well held-out scenes are read."""
+    """Read held-out scenes; in the split "seen", pairs are looked for among the trained ones."""
     scenes = [sample_scene(scene_seed(split, n, seed), split) for n in range(number)]
     pixels = torch.from_numpy(render_many(scenes, vision.config.image_size)).permute(0, 3, 1, 2)
     tokens = torch.cat([vision(part.contiguous()) for part in pixels.split(64)])
-    cells, whole, _ = probes(tokens)
-    labels = label(scenes)
-    return Reading(_shares(cells, labels), _shares(whole, labels))
+    labels, shares = label(scenes), {}
+    things = labels.cells["colour"] != IGNORE
+    for name, logits in probes.cells(tokens).items():
+        right = logits.argmax(-1) == labels.cells[name]
+        shares[name] = right[things].float().mean().item()
+        if name == "shape":
+            shares["empty"] = right[~things].float().mean().item()
+    known = trained_pairs() if split == "seen" else ~trained_pairs()
+    whole = tokens[:, 0]
+    pairs = ((probes.pairs(whole) > 0) == (labels.pairs > 0))[:, known].all(dim=1)
+    return Reading(
+        cells=shares,
+        pairs=pairs.float().mean().item(),
+        number=(probes.number(whole).argmax(1) == labels.number).float().mean().item(),
+        background=(probes.background(whole).argmax(1) == labels.background).float().mean().item(),
+    )
 
 
 def save_vision(vision: VisionTransformer, path: Path) -> None:
@@ -153,26 +182,25 @@ def _batches(config: BlipConfig, options: BootstrapOptions) -> Iterator[tuple[Te
         yield pixels.permute(0, 3, 1, 2).contiguous(), label(scenes)
 
 
-def _loss(read: tuple[Tensor, Tensor, Tensor], labels: Labels) -> Tensor:
-    cells, whole, background = read
-    loss = F.cross_entropy(background, labels.background)
-    for logits in (cells, whole):
-        parts = logits.split(list(ATTRIBUTES.values()), dim=-1)
-        for name, part in zip(ATTRIBUTES, parts, strict=True):
-            weight = torch.ones(part.shape[-1])
-            if name == "shape":
-                weight[-1] = _WEIGHT_OF_EMPTY
-            target = labels.cells[name].flatten()
-            loss = loss + F.cross_entropy(part.flatten(0, 1), target, weight, ignore_index=IGNORE)
-    return loss
+def _loss(probes: Probes, tokens: Tensor, labels: Labels) -> Tensor:
+    """The sum of all readers' losses.
 
-
-def _shares(logits: Tensor, labels: Labels) -> dict[str, float]:
-    shares = {}
-    things = labels.cells["colour"] != IGNORE
-    for name, part in zip(ATTRIBUTES, logits.split(list(ATTRIBUTES.values()), dim=-1), strict=True):
-        right = part.argmax(-1) == labels.cells[name]
-        shares[name] = right[things].float().mean().item()
+    Pairs that no training picture has are left out: told "never" for each of them, the encoder
+    would learn that they cannot be.
+    """
+    whole = tokens[:, 0]
+    loss = F.cross_entropy(probes.background(whole), labels.background)
+    loss = loss + F.cross_entropy(probes.number(whole), labels.number)
+    known = trained_pairs()
+    pairs = F.binary_cross_entropy_with_logits(
+        probes.pairs(whole)[:, known], labels.pairs[:, known], reduction="none"
+    )
+    loss = loss + _WEIGHT_OF_PAIRS * pairs.sum(dim=1).mean()
+    for name, logits in probes.cells(tokens).items():
+        weight = torch.ones(logits.shape[-1])
         if name == "shape":
-            shares["empty"] = right[~things].float().mean().item()
-    return shares
+            weight[-1] = _WEIGHT_OF_EMPTY
+        loss = loss + F.cross_entropy(
+            logits.flatten(0, 1), labels.cells[name].flatten(), weight, ignore_index=IGNORE
+        )
+    return loss

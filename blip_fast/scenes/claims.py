@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, product
 from typing import Literal
 
 from blip_fast.scenes.world import Scene, Thing
@@ -110,6 +111,30 @@ def lies(one: Thing, direction: Direction, other: Thing) -> bool:
     if direction in ("left", "right"):
         return one.column < other.column if direction == "left" else one.column > other.column
     return one.row < other.row if direction == "above" else one.row > other.row
+
+
+def is_true(claim: Claim, scene: Scene) -> bool:
+    """Whether a claim is true: `judge_claim(...).true`, a hundred times as fast where it is not."""
+    if claim.background not in (None, scene.background):
+        return False
+    fitting = []
+    for mention in claim.mentions:
+        things = [t for t in scene.things if mention.matches(t)]
+        if len(things) < mention.slots or mention.number not in (None, len(things)):
+            return False
+        fitting.append(list(combinations(things, mention.slots)))
+    return any(_consistent(claim, found) for found in product(*fitting))
+
+
+def _consistent(claim: Claim, found: Sequence[Sequence[Thing]]) -> bool:
+    """Whether no thing is taken twice, and all relations hold."""
+    taken = [id(thing) for things in found for thing in things]
+    return len(set(taken)) == len(taken) and all(
+        lies(a, relation.direction, b)
+        for relation in claim.relations
+        for a in found[relation.subject]
+        for b in found[relation.object]
+    )
 
 
 def judge_claim(claim: Claim, scene: Scene) -> Verdict:

@@ -17,7 +17,7 @@ from blip_fast.scenes.claims import (
     Direction,
     Mention,
     Relation,
-    judge_claim,
+    is_true,
     lies,
 )
 from blip_fast.scenes.world import (
@@ -73,7 +73,7 @@ def claim_of(scene: Scene, rng: random.Random, focus: str | None = None) -> Clai
         claim = _counted(things, rng)
     elif focus == "relation" or (focus is None and rng.random() < 0.3):
         claim = _related(things, rng) or _listed(things, rng, focus)
-    elif focus is None and rng.random() < 0.15:
+    elif focus is None and rng.random() < 0.1:
         claim = _counted(things, rng)
     else:
         claim = _listed(things, rng, focus)
@@ -90,7 +90,7 @@ def spoil(claim: Claim, scene: Scene, kind: str, rng: random.Random) -> Claim | 
     """
     spoiled = [c for c in _changed(claim, kind) if _speakable(c, claim)]
     rng.shuffle(spoiled)
-    return next((c for c in spoiled if not judge_claim(c, scene).true), None)
+    return next((c for c in spoiled if not is_true(c, scene)), None)
 
 
 def false_caption(scene: Scene, rng: random.Random, kind: str | None = None) -> tuple[str, str]:
@@ -114,7 +114,7 @@ def telling_claim(scene: Scene, other: Scene, kind: str, rng: random.Random) -> 
     """A claim that is true of `scene` and false of `other`, about `kind` if possible."""
     for attempt in range(_TRIES):
         claim = claim_of(scene, rng, focus=kind if attempt < _TRIES // 2 else None)
-        if not judge_claim(claim, other).true:
+        if not is_true(claim, other):
             return claim
     return None
 
@@ -214,8 +214,8 @@ def _listed(things: list[Thing], rng: random.Random, focus: str | None) -> Claim
     """The things one after the other: all of them, in reading order, if nothing is in focus."""
     if focus is not None and len(things) > 2:
         things = sorted(rng.sample(things, 2), key=things.index)
-    share = 0.4 if len(things) < 3 else 0.25
-    with_places = len(things) < 3 and rng.random() < 0.4 or focus == "position"
+    share = (0.6, 0.4, 0.25, 0.25)[len(things) - 1]
+    with_places = len(things) < 3 and rng.random() < 0.5 or focus == "position"
     mentions: list[Mention] = []
     kinds = [(thing.colour, thing.shape) for thing in things]
     for thing, kind in zip(things, kinds, strict=True):
@@ -233,12 +233,12 @@ def _listed(things: list[Thing], rng: random.Random, focus: str | None) -> Claim
 def _counted(things: list[Thing], rng: random.Random) -> Claim:
     """How many there are of something."""
     thing = rng.choice(things)
-    likes = [Mention(), Mention(shape=thing.shape), Mention(thing.shape, thing.colour)]
-    if rng.random() < 0.3:
-        likes.append(Mention(colour=thing.colour))
-    numbers = [sum(like.matches(t) for t in things) for like in likes]
-    most = [like for like, number in zip(likes, numbers, strict=True) if number > 1] or likes
-    like = rng.choice(most)
+    shape, colour = Mention(shape=thing.shape), Mention(colour=thing.colour)
+    both = Mention(thing.shape, thing.colour)
+    # The more a mention says, the fewer other pictures it is true of: such are said more often.
+    likes = [Mention(), shape, shape, colour, colour, both, both, both]
+    several = [like for like in likes if sum(like.matches(t) for t in things) > 1]
+    like = rng.choice(several or likes)
     number = sum(like.matches(t) for t in things)
     return Claim((dataclasses.replace(like, number=number),))
 

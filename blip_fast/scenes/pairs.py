@@ -23,6 +23,8 @@ from blip_fast.scenes.render import render
 from blip_fast.scenes.statements import state
 from blip_fast.scenes.world import SPLITS, Scene, Split, sample_scene, scene_seed, twin
 
+LEAD = "a picture of "
+
 
 @dataclass(frozen=True)
 class World:
@@ -34,6 +36,8 @@ class World:
         size: of pictures, in pixels.
         noise: share of texts that are noise.
         twins: see above.
+        lead: share of captions that begin with "a picture of", so that a model learns to write
+            with BLIP's prompt and without.
     """
 
     seed: int
@@ -41,6 +45,7 @@ class World:
     size: int = 96
     noise: float = 0.0
     twins: bool = False
+    lead: float = 0.0
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -52,6 +57,8 @@ class World:
     def pair(self, number: int) -> tuple[Scene, WebText]:
         """A scene and the text beside it."""
         scene, text = self._pair(number)
+        if self.rng("lead", number).random() < self.lead:
+            text = LEAD + text
         seed = stable_seed(f"web/{self.split}/{number}", self.seed)
         return scene, web_text(scene, text, self.noise, self.split, seed)
 
@@ -66,7 +73,7 @@ class World:
         first = number - number % 2
         rng = self.rng("twins", first)
         for attempt in range(1000):
-            seed = scene_seed(self.split, first, self.seed + attempt)
+            seed = stable_seed(f"twins/{self.split}/{first}/{attempt}", self.seed)
             scenes = [sample_scene(seed, self.split)]
             other, kind = twin(scenes[0], rng, self.split)
             scenes.append(other)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blip_fast.scenes.claims import DIRECTIONS, Claim, Mention, Relation, judge_claim
+from blip_fast.scenes.claims import DIRECTIONS, Claim, Mention, Relation, is_true
 from blip_fast.scenes.language import caption, mention_words, place_words, spoil
 from blip_fast.scenes.world import (
     BACKGROUNDS,
@@ -220,7 +220,7 @@ def _compare_places(scene: Scene, rng: random.Random) -> _Asked:
     mentions = [unique_mention(t, scene, ()) for t in (one, other)]
     claim = Claim(tuple(m for m in mentions if m), (Relation(0, direction, 1),))
     words = f"{direction} of" if direction in ("left", "right") else direction
-    return f"is the {name} {words} the {its_name}?", _yes(judge_claim(claim, scene).true)
+    return f"is the {name} {words} the {its_name}?", _yes(is_true(claim, scene))
 
 
 def _where_is(scene: Scene, rng: random.Random, wanted: bool) -> _Asked:

@@ -59,12 +59,14 @@ def render_many(scenes: Sequence[Scene], size: int) -> NDArray[np.uint8]:
     side = size + 2 * margin
     canvas = np.empty((len(scenes), side, side, 3), np.float32)
     canvas[:] = backgrounds[:, None, None, :]
-    by_shape: dict[str, list[tuple[int, Thing]]] = {}
+    # In a fixed order of shapes: in very small pictures the edges of neighbours may touch.
+    by_shape: dict[str, list[tuple[int, Thing]]] = {shape: [] for shape in _DISTANCES}
     for number, scene in enumerate(scenes):
         for thing in scene.things:
-            by_shape.setdefault(thing.shape, []).append((number, thing))
+            by_shape[thing.shape].append((number, thing))
     for shape, placed in by_shape.items():
-        _draw(canvas, shape, placed, size, window)
+        if placed:
+            _draw(canvas, shape, placed, size, window)
     inside = canvas[:, margin : margin + size, margin : margin + size]
     return (inside + 0.5).astype(np.uint8)
 

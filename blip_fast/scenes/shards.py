@@ -139,5 +139,6 @@ def _pictures(folder: Path, source: SceneSource) -> Iterator[tuple[Any, list[str
         for sample in (samples[n] for n in range(len(samples))):
             names = [f"images/{sample.key}{side}.png" for side in sides]
             for name, image in zip(names, sample.images, strict=True):
-                (folder / name).write_bytes(bytes(image))
+                assert isinstance(image, bytes)  # a SceneSource has no files
+                (folder / name).write_bytes(image)
             yield sample, names

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from blip_fast.med.blip import MED
-from blip_fast.med.layers import Linear
+from blip_fast.med.layers import FeedForward, Linear
 from blip_fast.med.transformer import TextLayer
 from blip_fast.med.vision import VisionBlock
 
@@ -45,13 +45,18 @@ class FlopCounter:
     def __init__(self, objective: nn.Module) -> None:
         self.total, self._counts = 0, False
         for model in [module for module in objective.modules() if isinstance(module, MED)]:
+            # Feed-forward layers run as one operation, not as calls of their two parts.
+            wide = [m for m in model.modules() if isinstance(m, (VisionBlock, FeedForward))]
+            joined = {part for module in wide for part in (module.fc1, module.fc2)}
             for module in model.modules():
-                if isinstance(module, Linear):
+                if isinstance(module, Linear) and module not in joined:
                     module.register_forward_hook(self._linear)
                 elif isinstance(module, VisionBlock):
-                    module.register_forward_hook(self._vision_attention)
+                    module.register_forward_hook(self._vision_block)
                 elif isinstance(module, TextLayer):
                     module.register_forward_hook(self._text_attention)
+                elif isinstance(module, FeedForward):
+                    module.register_forward_hook(self._feed_forward)
             if hasattr(model, "lm_head"):
                 vocabulary = model.config.text.vocab_size
                 hook = partial(self._language_model_head, vocabulary)
@@ -71,19 +76,27 @@ class FlopCounter:
 
     def _linear(self, layer: Linear, inputs: tuple[Any, ...], output: Tensor) -> None:
         if self._counts:
-            rows = output.numel() // layer.out_features
-            gradients = layer.weight.requires_grad + inputs[0].requires_grad
-            self._add(
-                2 * rows * layer.in_features * layer.out_features,
-                gradients if torch.is_grad_enabled() else 0,
-            )
+            self._product(layer, inputs[0])
 
-    def _vision_attention(
+    def _feed_forward(self, mlp: FeedForward, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self._counts:
+            self._product(mlp.fc1, inputs[0])
+            self._product(mlp.fc2, inputs[0])
+
+    def _vision_block(
         self, block: VisionBlock, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]
     ) -> None:
         if self._counts:
             images, tokens, width = inputs[0].shape
             self._add(4 * images * tokens**2 * width, 2 * outputs[0].requires_grad)
+            self._product(block.fc1, outputs[0])
+            self._product(block.fc2, outputs[0])
+
+    def _product(self, layer: Linear, x: Tensor) -> None:
+        """A layer's product with the rows of `x`, or with as many of another width."""
+        rows = x.numel() // x.shape[-1]
+        gradients = layer.weight.requires_grad + x.requires_grad if torch.is_grad_enabled() else 0
+        self._add(2 * rows * layer.in_features * layer.out_features, gradients)
 
     def _text_attention(self, layer: TextLayer, inputs: tuple[Any, ...], output: Tensor) -> None:
         if not self._counts:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,10 +31,11 @@ from blip_fast.train.checkpoint import Checkpointer, tensors_of
 from blip_fast.train.export import export
 from blip_fast.train.flops import FlopCounter, peak_flops
 from blip_fast.train.guard import STOPPED, StopRequest, alone, stop_request
+from blip_fast.train.memory import give_back
 from blip_fast.train.objective import Batch, Objective
 from blip_fast.train.optim import adamw, choose_trained, schedule, set_rate
 from blip_fast.train.parallelize import parallelize, synchronise_gradients
-from blip_fast.train.processes import rank, world
+from blip_fast.train.processes import of_first, rank, world
 from blip_fast.train.vigil import Vigil
 from blip_fast.train.watch import Watch
 
@@ -95,6 +96,7 @@ def train(
     loader: Batches,
     tokenizer: Tokenizer,
     device: torch.device,
+    say: Callable[[str], None] | None = None,
 ) -> Summary:
     """Train from the newest checkpoint in a folder, or from the objective as it is.
 
@@ -106,6 +108,7 @@ def train(
         objective: its model in float32; it is changed in place.
         loader: gives batches of `recipe.batch_size` for this process.
         tokenizer: written beside the trained model.
+        say: takes lines for people, from the first process; they are printed by default.
 
     Raises:
         NonFinite: naming step and samples where a loss or gradient is not finite; checkpoints of
@@ -114,7 +117,8 @@ def train(
         OSError: where a checkpoint cannot be written.
     """
     with alone(output), stop_request() as stop:
-        run = _Run(recipe, output, objective, loader, tokenizer, device, stop)
+        say = (say or _print) if rank() == 0 else _be_silent
+        run = _Run(recipe, output, objective, loader, tokenizer, device, stop, say)
         with closing(run):
             return run.run()
 
@@ -131,9 +135,11 @@ class _Run:
         tokenizer: Tokenizer,
         device: torch.device,
         stop: StopRequest,
+        say: Callable[[str], None],
     ) -> None:
         self.recipe, self.loader, self.tokenizer, self.device = recipe, loader, tokenizer, device
-        self.stop, self.stopping, self.losses = stop, False, dict[str, float]()
+        self.stop, self.stopping, self.say = stop, False, say
+        self.losses: dict[str, float] = {}
         self.folder, self.checkpoints = output / "model", output / "checkpoints"
         self.objective = objective.to(device).train()
         if recipe.freeze_vision:
@@ -158,7 +164,7 @@ class _Run:
             log_steps=recipe.log_steps,
             loggers=recipe.loggers,
             peak=peak_flops(device, dtype) if rank() == 0 else 1.0,
-            say=_say,
+            say=say,
             step=self.progress.step,
             state=self.progress.watch,
         )
@@ -174,8 +180,8 @@ class _Run:
         progress = self.progress
         if self.resumed_from is not None:
             what = "finished at" if self._is_finished() else "goes on from"
-            _say(f"this run {what} step {progress.step}, epoch {progress.epoch}")
-        if self._is_finished() and not self.folder.exists():
+            self.say(f"this run {what} step {progress.step}, epoch {progress.epoch}")
+        if self._is_finished() and not of_first(self.folder.exists()):
             export(self.objective.model, self.tokenizer, self.folder)
         while not self._is_finished():
             self._epoch()
@@ -242,6 +248,8 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.watch.measure(self.per_step, self.flops.total - flops, waited)
+        if progress.step % recipe.log_steps == 0:
+            give_back()
 
     def _clip(self) -> Tensor:
         """The norm of all gradients, which are scaled down where it is too large."""
@@ -269,7 +277,7 @@ class _Run:
 
     def _leave(self) -> None:
         self.saver.wait()
-        _say(f"stopped at step {self.progress.step}; the same command goes on from there")
+        self.say(f"stopped at step {self.progress.step}; the same command goes on from there")
         raise SystemExit(STOPPED)
 
     def _is_finished(self) -> bool:
@@ -318,6 +326,9 @@ def _closed(batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
             close()
 
 
-def _say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _be_silent(line: str) -> None:
+    """What the other processes have to say."""

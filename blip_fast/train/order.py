@@ -64,6 +64,7 @@ class Order:
         seed: int = 42,
         window: int = 32,
         block: int = BLOCK,
+        together: int = 1,
     ) -> None:
         """Nothing is read yet.
 
@@ -75,6 +76,8 @@ class Order:
                 threads still read, the one that has begun, the next, which is opened ahead, and
                 one before, because what was opened ahead has waited longer than that.
             block: most samples of a block.
+            together: samples of a shard that stay neighbours: twos, threes and so on, counted from
+                its first. Blocks and shards should hold a multiple of it.
 
         Raises:
             ValueError: where a number is less than 1, or there is no source.
@@ -83,6 +86,7 @@ class Order:
             ("rotating_per_epoch", rotating_per_epoch),
             ("window", window),
             ("block", block),
+            ("together", together),
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -92,6 +96,7 @@ class Order:
         self._rotating = sorted(rotating, key=lambda source: source.name)
         self._per_epoch = min(rotating_per_epoch, len(self._rotating))
         self._seed, self._window, self._block = seed, window, block
+        self._together = together
         self._epoch = _once_per_argument(self._plan, 2)
         self._mixed = _once_per_argument(self._mix, 4)
         self._shards = _Kept(4 * window)
@@ -166,7 +171,10 @@ class Order:
         epoch, window = epoch_and_window
         starts = self._epoch(epoch).starts
         random = _random(self._seed, "samples", epoch, window)
-        return random.permutation(int(starts[window + 1] - starts[window]))
+        number = int(starts[window + 1] - starts[window])
+        firsts = random.permutation(-(-number // self._together)) * self._together
+        places = (firsts[:, None] + np.arange(self._together)).ravel()
+        return places[places < number]
 
 
 class _Kept:

@@ -6,17 +6,17 @@ between tasks stand in `_BY_TASK`.
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
 from blip_fast.data.files import replacing
+from blip_fast.train.recipe_checks import check_ranges, check_together
+from blip_fast.train.recipe_values import convert, nearest, read_overrides, read_yaml
 
 Task = Literal["pretrain", "caption", "retrieval", "vqa", "nlvr"]
 Schedule = Literal["step", "cosine", "cosine_steps"]
@@ -48,6 +48,7 @@ class Recipe:
         laion_path: a folder or pattern of web sources that take turns.
         laion_files_per_epoch: how many of them join each epoch.
         window: shards that are shuffled together.
+        together: samples that stay neighbours in a batch, as hard negatives of each other.
         workers: threads that read pictures.
         augment: False leaves pictures as they are but for their size.
         min_scale: least share of a picture's area that a random crop keeps.
@@ -82,7 +83,7 @@ class Recipe:
     task: Task
     seed: int = 42
     pretrained: str = ""
-    vit: str = "base"
+    vit: Literal["base", "large", "scenes"] = "base"
     vision: Mapping[str, Any] = field(default_factory=dict)
     text: Mapping[str, Any] = field(default_factory=dict)
     vision_init: str = ""
@@ -99,6 +100,7 @@ class Recipe:
     laion_path: str = ""
     laion_files_per_epoch: int = 1
     window: int = 16
+    together: int = 1
     workers: int = 4
     augment: bool = True
     min_scale: float = 0.5
@@ -138,27 +140,9 @@ class Recipe:
     loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, (low, high) in _RANGES.items():
-            value = getattr(self, key)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{key} is {value}; it must be from {low} to {high}")
-        if unknown := sorted(set(self.loggers) - {"tensorboard", "wandb"}):
-            raise ValueError(f"loggers has {unknown[0]!r}; there are tensorboard and wandb")
-        if self.vit_ckpt_layer and not self.vit_grad_ckpt:
-            raise ValueError(
-                f"vit_ckpt_layer is {self.vit_ckpt_layer} and vit_grad_ckpt false; set the latter "
-                "to recompute vision blocks, or the former to 0"
-            )
-        if self.freeze_vision and (self.vit_grad_ckpt or self.vision_layer_decay != 1):
-            raise ValueError(
-                "freeze_vision is set, so nothing of the vision transformer is trained; leave out "
-                "vit_grad_ckpt and vision_layer_decay"
-            )
-        if self.pretrained and (self.vision_init or self.text_init or self.vision or self.text):
-            raise ValueError(
-                f"pretrained is {self.pretrained!r}, which has all weights and sizes; leave out "
-                "vision_init, text_init, vision and text"
-            )
+        """Raise a ValueError where a setting is out of range or contradicts another."""
+        check_ranges(self)
+        check_together(self)
 
     @property
     def drop_path(self) -> float:
@@ -167,45 +151,26 @@ class Recipe:
             return self.drop_path_rate
         return 0.1 if self.vit == "large" or self.task in ("vqa", "nlvr") else 0.0
 
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """The fixed part of every epoch: `train_file`, or the annotation files that the
+        reference's code takes from `ann_root`."""
+        if self.train_file or not self.ann_root:
+            return self.train_file
+        names = [f"{name}.json" for name in self.train_files]
+        if self.task != "vqa":
+            flickr = self.task == "retrieval" and self.dataset == "flickr"
+            coco = "flickr30k_train.json" if flickr else "coco_karpathy_train.json"
+            names = ["nlvr_train.json" if self.task == "nlvr" else coco]
+        return tuple(str(Path(self.ann_root) / name) for name in names)
+
     def write(self, path: Path) -> None:
         """Write every setting as YAML."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         with replacing(path) as temporary:
-            temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            temporary.write_text(text, encoding="utf-8")
 
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "image_size": (1, 4096),
-    "batch_size": (1, 1e6),
-    "accumulate": (1, 1e6),
-    "max_epoch": (1, 1e9),
-    "max_steps": (1, 1e12),
-    "init_lr": (0, 1),
-    "min_lr": (0, 1),
-    "warmup_lr": (0, 1),
-    "warmup_steps": (0, 1e12),
-    "lr_decay_rate": (0, 1),
-    "weight_decay": (0, 1),
-    "clip_grad_norm": (1e-9, 1e9),
-    "queue_size": (0, 1e9),
-    "momentum": (0, 1),
-    "alpha": (0, 1),
-    "alpha_epochs": (0, 1e9),
-    "label_smoothing": (0, 1),
-    "text_dropout": (0, 0.99),
-    "drop_path_rate": (0, 0.99),
-    "vision_layer_decay": (1e-3, 1),
-    "min_scale": (1e-3, 1),
-    "max_words": (1, 1e6),
-    "max_length": (2, 512),
-    "laion_files_per_epoch": (1, 1e6),
-    "window": (1, 1e6),
-    "workers": (1, 256),
-    "vit_ckpt_layer": (0, 1000),
-    "checkpoint_steps": (1, 1e12),
-    "keep_checkpoints": (1, 1e6),
-    "log_steps": (1, 1e9),
-}
 
 _BY_TASK: dict[Task, dict[str, Any]] = {
     "pretrain": {
@@ -233,40 +198,73 @@ _BY_TASK: dict[Task, dict[str, Any]] = {
     "nlvr": {"batch_size": 16, "max_words": 40, "init_lr": 3e-5, "max_epoch": 15},
 }
 
-# Other spellings of a key, and keys of the reference that only its evaluation reads.
-_ALIASES = {"batch_size_train": "batch_size", "lr": "init_lr"}
-EVALUATION_KEYS = frozenset(
-    "batch_size_test k_test num_beams min_length coco_gt_root inference optimizer "
-    "warmup sched".split()
-)
+# Another spelling of a key, and keys of the reference that only its evaluation reads.
+_ALIASES = {"batch_size_train": "batch_size"}
+EVALUATION_KEYS = (
+    "batch_size_test", "k_test", "num_beams", "min_length", "coco_gt_root", "inference",
+)  # fmt: skip
+# Keys that the reference's recipe of one task has, and no other's.
+_TELLS: dict[str, Task] = {
+    "laion_path": "pretrain",
+    "num_beams": "caption",
+    "prompt": "caption",
+    "negative_all_rank": "retrieval",
+    "train_files": "vqa",
+    "vqa_root": "vqa",
+    "vg_root": "vqa",
+    "inference": "vqa",
+}
+# Settings that only some tasks look at.
+_CONTRASTIVE: tuple[Task, ...] = ("pretrain", "retrieval")
+_USED_BY: dict[str, tuple[Task, ...]] = {
+    **dict.fromkeys(("queue_size", "alpha", "alpha_epochs", "momentum"), _CONTRASTIVE),
+    "negative_all_rank": ("retrieval",),
+    "label_smoothing": ("pretrain", "caption", "vqa"),
+    "prompt": ("caption",),
+    "max_length": ("pretrain", "caption", "retrieval", "vqa"),
+    "vqa_root": ("vqa",),
+    "vg_root": ("vqa",),
+    "train_files": ("vqa",),
+}
 
 
 def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """Read a recipe: a YAML file, or the name of one in the package.
 
+    The reference's own files are recipes too. In its caption recipe `max_length`, beside
+    `min_length` and `num_beams`, is the length of what is generated; ours is that of training.
+
     Args:
-        overrides: `key=value`, the value as YAML; `vision.width=384` sets one size.
+        overrides: `key=value` words, which go before the file: `init_lr=1e-5`,
+            `train_file=[a.json,b.json]`, `vision.width=384`.
 
     Returns:
-        the recipe, and the keys of the file that training does not read.
+        the recipe, and the keys that were set and that training does not read.
 
     Raises:
         ValueError: naming the key, what it is, and what it may be.
         OSError: where the file cannot be read.
     """
     path = find_recipe(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} holds no settings; a recipe is `key: value` lines")
-    for override in overrides:
-        _override(values, override)
-    return build_recipe(values)
+    file, given = _spelled(read_yaml(path)), _spelled(read_overrides(overrides))
+    task = given.get("task") or file.get("task") or _task_of(file, path)
+    unread = []
+    if "max_length" in file and ("num_beams" in file or "min_length" in file):
+        del file["max_length"]
+        unread.append("max_length")
+    for section in ("vision", "text"):
+        if isinstance(file.get(section), dict) and isinstance(given.get(section), dict):
+            given[section] = {**file[section], **given[section]}
+    recipe, others = build_recipe({**file, **given, "task": task})
+    return recipe, [*unread, *others]
 
 
 def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe; one on this machine goes before one of its name in the package.
+
+    Raises:
+        ValueError: where there is none, naming those of the package.
+    """
     path, packaged = Path(source), PACKAGED / f"{source}.yaml"
     if path.is_file():
         return path
@@ -277,84 +275,51 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def build_recipe(values: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """A recipe out of plain values, and the keys that training does not read."""
-    given = {_ALIASES.get(key, key): value for key, value in values.items()}
-    if len(given) < len(values):
-        raise ValueError("batch_size and batch_size_train are both given; give one of them")
-    unread = sorted(given.keys() & EVALUATION_KEYS)
-    given = {key: value for key, value in given.items() if key not in EVALUATION_KEYS}
-    known = {f.name for f in fields(Recipe)}
-    if unknown := sorted(given.keys() - known):
-        near = difflib.get_close_matches(unknown[0], known, n=3)
-        raise ValueError(
-            f"there is no setting {unknown[0]!r}; "
-            + (f"is it {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}")
-        )
-    task = given.get("task", _task_of(given))
+    """A recipe out of plain values, `task` among them, and the keys that training does not read."""
+    given = _spelled(values)
+    task = given.pop("task", None)
     if task not in get_args(Task):
         raise ValueError(f"task is {task!r}; it must be one of {', '.join(get_args(Task))}")
-    types_ = typing.get_type_hints(Recipe)
-    checked = {key: _checked(key, value, types_[key]) for key, value in given.items()}
-    defaults = _BY_TASK[cast(Task, task)]
-    return Recipe(**{**defaults, **checked, "task": task}), unread
+    task = cast(Task, task)
+    unread = [key for key in EVALUATION_KEYS if key in given]
+    hints = typing.get_type_hints(Recipe)
+    settings = {
+        key: convert(key, value, hints[key]) for key, value in given.items() if key in hints
+    }
+    recipe = Recipe(**{**_BY_TASK[task], **settings, "task": task})
+    usual = {f.name: f.default for f in fields(Recipe)} | _BY_TASK[task]
+    for key, tasks in _USED_BY.items():
+        if task not in tasks and getattr(recipe, key) != usual[key]:
+            unread.append(key)
+    return recipe, unread
 
 
-def _task_of(given: Mapping[str, Any]) -> str | None:
-    """The task of one of the reference's own files, told by its keys."""
-    if "vqa_root" in given or "vg_root" in given:
-        return "vqa"
-    if "prompt" in given:
-        return "caption"
-    if "queue_size" in given:
-        return "pretrain" if "train_file" in given else "retrieval"
-    return None
+def _spelled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one file or command line by their own names: each known, and once."""
+    known = [*(f.name for f in fields(Recipe)), *_ALIASES, *EVALUATION_KEYS]
+    spelled: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, size = key.partition(".")
+        if size and section in ("vision", "text"):
+            sizes = spelled.setdefault(section, {})
+            if not isinstance(sizes, dict):
+                raise ValueError(f"{section} is {sizes!r}, and {key} is given too; keep one")
+            sizes[size] = value
+            continue
+        if key not in known:
+            raise ValueError(f"there is no setting {key!r}; {nearest(key, known)}")
+        name = _ALIASES.get(key, key)
+        if name in spelled:
+            raise ValueError(f"{name} is given twice, as {key} too; give one of them")
+        spelled[name] = value
+    return spelled
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"{override!r} is no setting; write key=value")
-    *parents, last = key.split(".")
-    inner = values
-    for parent in parents:
-        inner = inner.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"{key}: {parent} is a single value and has no {last}")
-    inner[last] = yaml.safe_load(text)
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    """The value in the type of its field."""
-    options = get_args(kind) if get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    if value is None and type(None) in options:
-        return None
-    kind = options[0]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(get_args(kind))}")
-        return value
-    if get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-    elif get_origin(kind) is not None:  # a mapping
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif kind is float:
-        return _number(key, value)
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ValueError(f"{key} is {value!r}; it must be {_WORDS.get(kind, 'a list of texts')}")
-
-
-_WORDS = {int: "a whole number", str: "a text", bool: "true or false"}
-
-
-def _number(key: str, value: Any) -> float:
-    """YAML 1.1 takes 1e-5, without a point, for a text."""
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key} is {value!r}; it must be a number") from None
+def _task_of(file: Mapping[str, Any], path: Path) -> Task:
+    """The task that the keys of a file tell, or else its name: NLVR2's has no key of its own."""
+    told = {task for key, task in _TELLS.items() if key in file}
+    told = told or {task for task in get_args(Task) if path.stem.startswith(task)}
+    if len(told) != 1:
+        keys = f"its keys tell {' and '.join(sorted(told))}" if told else "its keys do not tell"
+        raise ValueError(f"{path.name} names no task, and {keys}; add task=caption, or another")
+    return told.pop()

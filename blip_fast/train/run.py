@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig, preset
-from blip_fast.data import open_source
+from blip_fast.data import open_in_turns, open_source
 from blip_fast.data.samples import Source
 from blip_fast.images import Decoded, ImageOptions
 from blip_fast.images.augment import Augment
@@ -30,11 +29,17 @@ from blip_fast.train.order import Order
 from blip_fast.train.pretrain import Pretrain
 from blip_fast.train.processes import processes, rank, world
 from blip_fast.train.recipe import Recipe
+from blip_fast.train.recipe_checks import check_files
 from blip_fast.train.retrieval import Retrieval
 from blip_fast.train.vqa import VQA
 
 
-def run(recipe: Recipe, output: Path, tell: Callable[[str], None] = print) -> Summary:
+def run(
+    recipe: Recipe,
+    output: Path,
+    tell: Callable[[str], None] = print,
+    sources: Sequence[Source] | None = None,
+) -> Summary:
     """Train as a recipe says, or go on with what a folder holds of the same run.
 
     Alone, or in each of the processes that torchrun started.
@@ -42,12 +47,14 @@ def run(recipe: Recipe, output: Path, tell: Callable[[str], None] = print) -> Su
     Args:
         output: the run's folder.
         tell: takes lines for people; called by the first process.
+        sources: the fixed part of every epoch, in place of the recipe's files.
 
     Raises:
         ValueError: where recipe, data or folder do not fit; see `train`.
     """
     with processes("cuda" if torch.cuda.is_available() else "cpu") as device:
         say = tell if rank() == 0 else _silent
+        check_files(recipe, has_sources=sources is not None)
         model, tokenizer, notes = start(
             recipe.task,
             config=config_of(recipe),
@@ -62,11 +69,11 @@ def run(recipe: Recipe, output: Path, tell: Callable[[str], None] = print) -> Su
             say(note)
         model.regularise(recipe.text_dropout, recipe.drop_path)
         objective = objective_of(recipe, model, tokenizer)
-        loader = loader_of(recipe, objective)
+        loader = loader_of(recipe, objective, sources)
         if rank() == 0:
             output.mkdir(parents=True, exist_ok=True)
             recipe.write(output / "recipe.yaml")
-        return train(recipe, output, objective, loader, tokenizer, device)
+        return train(recipe, output, objective, loader, tokenizer, device, say)
 
 
 def config_of(recipe: Recipe) -> BlipConfig:
@@ -140,6 +147,7 @@ def loader_of(
         recipe.laion_files_per_epoch,
         recipe.seed,
         recipe.window,
+        together=recipe.together,
     )
     size = recipe.image_size
     return Loader(
@@ -156,48 +164,27 @@ def loader_of(
 
 
 def fixed_sources(recipe: Recipe) -> list[Source]:
-    """What `train_file`, or the reference's folders of annotations, name.
-
-    Raises:
-        ValueError: where the recipe names nothing to learn from.
-    """
+    """What `train_file`, or the reference's folders of annotations, name."""
     root: Any = recipe.image_root or None
     if recipe.task == "vqa" and (recipe.vqa_root or recipe.vg_root):
         root = {"vqa": recipe.vqa_root, "vg": recipe.vg_root}
-    names = [*recipe.train_file, *annotation_files(recipe)]
-    if not names and not recipe.laion_path:
-        raise ValueError(
-            "the recipe names no data; set train_file to manifests, tar shards, parquet files or "
-            "folders"
-        )
-    return [open_source(name, image_root=root) for name in names]
-
-
-def annotation_files(recipe: Recipe) -> list[str]:
-    """The files that the reference's own recipes mean by `ann_root`."""
-    if not recipe.ann_root or recipe.train_file:
-        return []
-    if recipe.task == "vqa":
-        files: Sequence[str] = [f"{name}.json" for name in recipe.train_files]
-    elif recipe.task == "retrieval" and recipe.dataset == "flickr":
-        files = ["flickr30k_train.json"]
-    else:
-        files = ["nlvr_train.json" if recipe.task == "nlvr" else "coco_karpathy_train.json"]
-    return [str(Path(recipe.ann_root) / file) for file in files]
+    # Shards and folders hold their pictures themselves.
+    named = (".json", ".jsonl", ".parquet")
+    return [
+        open_source(name, image_root=root if name.endswith(named) else None)
+        for name in recipe.manifests
+    ]
 
 
 def rotating_sources(recipe: Recipe) -> list[Source]:
     """The web sources that take turns: each file of the folder or pattern is one."""
     if not recipe.laion_path:
         return []
-    path = Path(recipe.laion_path)
-    files = [str(p) for p in path.iterdir()] if path.is_dir() else glob.glob(recipe.laion_path)
-    known = sorted(f for f in files if f.endswith((".json", ".jsonl", ".tar", ".parquet")))
-    if not known:
-        raise ValueError(
-            f"laion_path {recipe.laion_path} has no .json, .jsonl, .tar or .parquet file"
-        )
-    return [open_source(file, image_root=recipe.image_root or None) for file in known]
+    return open_in_turns(
+        recipe.laion_path,
+        image_root=recipe.image_root or None,
+        keep=recipe.laion_files_per_epoch + 1,
+    )
 
 
 def _resized(size: int) -> Callable[[Decoded, int], Tensor]:

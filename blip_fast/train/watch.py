@@ -121,8 +121,7 @@ class Watch:
             record = {"step": seen.step, "epoch": epoch, **self.interval.means()}
             record |= {"lr": seen.rate, **self._measured(), "skipped": seen.skipped}
             self._write(record, seen.step)
-            if self._writes:
-                self._say(_line(record, of))
+            self._say(_line(record, of))
             self.interval = Sums()
 
     def end_epoch(self, epoch: int, step: int) -> None:

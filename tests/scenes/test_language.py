@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import blip_fast
+from blip_fast.scenes.claims import is_true, judge_claim
 from blip_fast.scenes.language import (
     SPOILED,
     caption,
@@ -29,6 +30,13 @@ MODEL = Path(blip_fast.__file__).parent / "scenes" / "model"
 
 def scenes(number: int) -> list[tuple[Scene, random.Random]]:
     return [(sample_scene(n, SPLITS[n % 3]), random.Random(n)) for n in range(number)]
+
+
+def test_both_judges_agree() -> None:
+    for scene, rng in scenes(900):
+        other = sample_scene(rng.getrandbits(60))
+        for claim in (claim_of(scene, rng), claim_of(other, rng), claim_of(other, rng)):
+            assert is_true(claim, scene) == judge_claim(claim, scene).true
 
 
 def test_every_caption_is_true_and_means_what_was_claimed() -> None:

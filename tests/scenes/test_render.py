@@ -23,9 +23,9 @@ def alone(**changed: str) -> Scene:
 
 @pytest.mark.parametrize("size", [16, 48, 64, 96, 131])
 def test_a_batch_has_the_bytes_of_single_pictures(size: int) -> None:
-    scenes = [sample_scene(seed) for seed in range(20)]
+    scenes = [sample_scene(seed) for seed in range(100)]
     together = render_many(scenes, size)
-    assert together.dtype == np.uint8 and together.shape == (20, size, size, 3)
+    assert together.dtype == np.uint8 and together.shape == (100, size, size, 3)
     for scene, pixels in zip(scenes, together, strict=True):
         np.testing.assert_array_equal(pixels, render(scene, size))
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from blip_fast.cli import main
 from blip_fast.data.table import read_rows
-from blip_fast.scenes.pairs import SceneSource, World
+from blip_fast.scenes.pairs import LEAD, SceneSource, World
 from blip_fast.scenes.parse import judge
 from blip_fast.scenes.render import render
-from blip_fast.scenes.world import Scene
+from blip_fast.scenes.world import SPLITS, Scene, Split
 
 
 def make(folder: Path, *flags: object) -> Path:
@@ -123,3 +123,26 @@ def test_neighbouring_twins_have_each_its_own_caption() -> None:
         (one, text), (two, other_text) = world.pair(number), world.pair(number + 1)
         assert judge(text.text, one).true and judge(other_text.text, two).true
         assert judge(text.text, two).word == judge(other_text.text, one).word == "false"
+
+
+def test_worlds_of_other_seeds_and_splits_share_no_scene() -> None:
+    worlds = [World(seed, split, twins=twins) for seed, split, twins in _WORLDS]
+    scenes = [world.scene(number) for world in worlds for number in range(60)]
+    assert len(set(scenes)) == len(scenes)
+    assert [world.scene(7) for world in worlds] == [world.scene(7) for world in worlds]
+
+
+_WORLDS: list[tuple[int, Split, bool]] = [
+    (seed, split, twins) for seed in (0, 1) for split in SPLITS for twins in (False, True)
+]
+
+
+def test_a_lead_is_the_prompt_and_changes_no_truth() -> None:
+    plain, led = World(4, size=32), World(4, size=32, lead=0.5)
+    with_lead = 0
+    for number in range(200):
+        (scene, text), (same, other) = plain.pair(number), led.pair(number)
+        assert same == scene and other.verdict == "true"
+        assert other.text in (text.text, LEAD + text.text)
+        with_lead += other.text != text.text
+    assert 80 < with_lead < 120

@@ -95,12 +95,18 @@ class Recorder(ModuleType):
 
     def init(self, **options: Any) -> SimpleNamespace:
         self.opened.append(options)
-        log = lambda values, step: self.got.extend((n, v, step) for n, v in values.items())  # noqa: E731
+
+        def log(values: dict[str, Any], step: int) -> None:
+            self.got.extend((name, value, step) for name, value in values.items())
+
         return SimpleNamespace(log=log, finish=lambda: self.got.append("end"))
 
     def SummaryWriter(self, folder: Path, purge_step: int | None) -> SimpleNamespace:
         self.opened.append((folder, purge_step))
-        add = lambda *scalar: self.got.append(scalar)  # noqa: E731
+
+        def add(*scalar: Any) -> None:
+            self.got.append(scalar)
+
         return SimpleNamespace(add_scalar=add, close=lambda: self.got.append("end"))
 
 

@@ -129,11 +129,16 @@ def _read(source: str | Path) -> State:
 
 
 def _without_prefix(state: State, prefixes: tuple[str, ...]) -> State:
-    """Names without the prefix that a model with a head puts before the encoder's."""
+    """Names without the prefix that a model with a head puts before the encoder's.
+
+    The published BERTs still have TensorFlow's names in their LayerNorms, gamma and beta.
+    """
     shorter = {}
     for name, tensor in state.items():
         prefix = next((p for p in prefixes if name.startswith(p)), "")
-        shorter[name.removeprefix(prefix)] = tensor
+        short = name.removeprefix(prefix)
+        short = short.replace("LayerNorm.gamma", "LayerNorm.weight")
+        shorter[short.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
     return shorter
 
 

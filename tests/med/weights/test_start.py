@@ -156,6 +156,35 @@ def test_a_bert_gives_the_same_states(name: str, tmp_path: Path, vocabulary: str
         assert torch.equal(model.lm_head.bias[:-2], bias) and not model.lm_head.bias[-2:].any()
 
 
+def test_the_names_of_the_published_berts(tmp_path: Path, vocabulary: str) -> None:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCAB_SIZE - 2,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=64,
+    )
+    folder = save(transformers.BertForPreTraining(config), tmp_path / "new")
+    state = load_file(tmp_path / "new" / "model.safetensors")
+    (tmp_path / "old").mkdir()
+    renamed = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for n, tensor in state.items()
+    }
+    assert set(renamed) != set(state)
+    torch.save(renamed, tmp_path / "old" / "pytorch_model.bin")
+    expected = dict(build(text_init=folder, vocabulary=vocabulary)[0].named_parameters())
+    found = dict(
+        build(text_init=str(tmp_path / "old"), vocabulary=vocabulary)[0].named_parameters()
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("old", KINDS)
 @pytest.mark.parametrize("new", KINDS)
 def test_every_kind_starts_from_every_kind(old: Kind, new: Kind, tmp_path: Path) -> None:
