@@ -101,6 +101,9 @@ def stage_data(stage: Stage, recipe: Recipe) -> SceneSource:
 def _told(tell: Callable[[str], None]) -> Callable[[int, float, Reading], None]:
     def report(step: int, loss: float, reading: Reading) -> None:
         cells = ", ".join(f"{name} {share:.3f}" for name, share in reading.cells.items())
-        tell(f"step {step}  loss {loss:.3f}  {cells}, pairs {reading.pairs:.3f}")
+        tell(
+            f"step {step}  loss {loss:.3f}  {cells}, pairs {reading.pairs:.3f}, "
+            f"places {reading.places:.3f}"
+        )
 
     return report
