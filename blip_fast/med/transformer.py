@@ -13,7 +13,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from blip_fast.config import TextConfig
-from blip_fast.med.context import Memory, Past
+from blip_fast.med.context import Memory, PackedMemory, PackedPast, Past
 from blip_fast.med.layers import (
     CrossAttention,
     FeedForward,
@@ -21,6 +21,7 @@ from blip_fast.med.layers import (
     TextEmbeddings,
     TwinCrossAttention,
 )
+from blip_fast.text import PackedText
 
 
 class TextLayer(nn.Module):
@@ -37,8 +38,16 @@ class TextLayer(nn.Module):
             self.cross_attention = CrossAttention(config, memory_width)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, past: Past, memory: Memory | None) -> Tensor:
-        x = self.self_attention(x, past, layer)
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        past: Past,
+        memory: Memory | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """[T, W] -> [T, W], or where `rows` [N] are given the states of those tokens alone."""
+        x = self.self_attention(x, past, layer, rows)
         if memory is not None:
             x = self.cross_attention(x, memory, layer)
         return self.mlp(x)
@@ -62,6 +71,20 @@ class TextTransformer(nn.Module):
         x = self.embeddings(ids, positions)
         for number, layer in enumerate(self.layers):
             x = layer(x, number, past, memory)
+        return x
+
+    def first(self, text: PackedText, memory: PackedMemory | None = None) -> Tensor:
+        """Packed texts, seen in both directions, to the last layer's state of each one's first
+        token [N, W]. Of the last layer's other tokens nothing is computed but what it looks at."""
+        x = self.embeddings(text.ids, text.positions)
+        past = PackedPast(text, causal=False)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            if number < last:
+                x = layer(x, number, past, memory)
+            else:
+                alone = None if memory is None else memory.of_one_token_each()
+                x = layer(x, number, past, alone, text.offsets[:-1].long())
         return x
 
     @property
