@@ -81,7 +81,10 @@ class MED(nn.Module):
 
     def see(self, images: Tensor) -> ImageMemory:
         """Images [N, 3, S, S], uint8 or normalised, to their memory; without gradients."""
-        tokens = self.vision(images)
+        return self.memory_of(self.vision(images))
+
+    def memory_of(self, tokens: Tensor) -> ImageMemory:
+        """Image tokens [N, S, W] to their memory; without gradients."""
         return ImageMemory(
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,

@@ -33,26 +33,45 @@ def match(
     image_options: ImageOptions,
     batch_size: int,
 ) -> Tensor:
-    """ITM of all pairs [N, T], or of the named ones [P]; NaN where an image cannot be read."""
+    """ITM of all pairs [N, T], or of the named ones [P]; NaN where an image cannot be read.
+
+    Images that no pair names are not looked at.
+    """
     number = count(images)
     wanted = wanted_pairs(number, len(texts), pairs)
     packed = encode(tokenizer, texts, grounded_token(model), max_length)
-    sequences = packed.tolist()
     both = torch.full((len(wanted), 2), torch.nan)
     failures: dict[int, Picture] = {}
-    for view in views(model, images, image_options, batch_size, failures):
-        at, memory_rows = _pairs_in(view, wanted)
-
-        def logits(text: PackedText, rows: Tensor, view: View = view) -> Tensor:
-            text, rows = text.to(model.device), rows.to(model.device)
-            return model.match_logits(text, view.memory, rows)
-
-        if len(at):
-            with torch.inference_mode():
-                both[at] = over_pairs(logits, sequences, memory_rows, wanted[at, 1]).cpu()
+    named = sorted(set(wanted[:, 0].tolist()))
+    for view in views(model, images, image_options, batch_size, failures, named):
+        at, logits = match_view(model, view, packed.tolist(), wanted)
+        both[at] = logits
     warn_of_failures(failures)
     scores = _as(score, both)
     return scores if pairs is not None else scores.unflatten(0, (number, len(texts)))
+
+
+def match_view(
+    model: MED, view: View, sequences: Sequence[Sequence[int]], wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Judge the pairs whose image is in a view.
+
+    Args:
+        sequences: token ids of every text.
+        wanted: [P, 2] int64, pairs of image and text.
+
+    Returns:
+        the places of those pairs [p], and their ITM logits [p, 2], on the host.
+    """
+    at, memory_rows = _pairs_in(view, wanted)
+
+    def logits(text: PackedText, rows: Tensor) -> Tensor:
+        return model.match_logits(text.to(model.device), view.memory, rows.to(model.device))
+
+    if not len(at):
+        return at, torch.empty(0, 2)
+    with torch.inference_mode():
+        return at, over_pairs(logits, sequences, memory_rows, wanted[at, 1]).cpu()
 
 
 def _as(score: Score, logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from blip_fast.med.memory import ImageMemory
 from blip_fast.med.quantize import Quantize, is_quantized
 from blip_fast.med.weights import write_checkpoint
 from blip_fast.med.weights.write import Layout
-from blip_fast.tasks import answer, caption, compare, embed, match
+from blip_fast.tasks import answer, caption, compare, embed, match, retrieve
 from blip_fast.tasks.captions import Captions
 from blip_fast.tasks.match import Score
-from blip_fast.tasks.views import Images, as_list, count, views
+from blip_fast.tasks.retrieve import RankBy, Retrieval
+from blip_fast.tasks.views import Images, as_list, count, default_budget, views, within
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -173,8 +175,11 @@ class Blip:
         score: Score = "probability",
         max_length: int | None = None,
         batch_size: int | None = None,
+        memory_budget: int | None = None,
     ) -> Tensor:
         """Judge with the ITM head whether texts describe images.
+
+        Pairs are taken image by image: a memory is made once, serves all its texts, and goes.
 
         Args:
             pairs: (image, text) indices to judge; all pairs where none are given.
@@ -182,6 +187,8 @@ class Blip:
                 head, no match and match, as a last axis.
             max_length: texts longer than this, in tokens, are cut, with a warning; the model's
                 maximum where none is given. BLIP was evaluated with 35.
+            batch_size: images whose memories are held at once.
+            memory_budget: the bytes that they may take instead.
 
         Returns:
             [images, texts], or [pairs], float32 on the host; NaN where an image cannot be read.
@@ -196,7 +203,56 @@ class Blip:
             score,
             max_length or self.config.text.max_positions,
             self.image_options,
+            self._batch_within(memory_budget) if memory_budget else batch_size or self._batch_size,
+        )
+
+    def retrieve(
+        self,
+        images: Images,
+        texts: str | Sequence[str],
+        *,
+        k: int = 128,
+        rank_by: RankBy = "itm+itc",
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        memory_budget: int | None = None,
+    ) -> Retrieval:
+        """Rank images for each text and texts for each image: ITC finds k candidates, ITM ranks
+        them again (BLIP, section 5.1).
+
+        A pair that both directions want is judged once.
+
+        Args:
+            k: candidates of each query; BLIP takes 256 on COCO and 128 on Flickr30K.
+            rank_by: "itm+itc", the ITM logit of a match plus the cosine, as published; "itm", the
+                logit alone; "itc", the cosine, with no second stage.
+            max_length: as for `match`.
+            batch_size: images seen at once.
+            memory_budget: bytes of image tokens and memories that are held; what is not held is
+                seen a second time.
+
+        Raises:
+            ValueError: where the model has no ITM head, or there is nothing to rank.
+        """
+        self._require(self.config.has_matching, "retrieve", "matching")
+        if k < 1 or rank_by not in get_args(RankBy):
+            raise ValueError(
+                f"k is {k}, rank_by is {rank_by!r}; k must be at least 1, rank_by one of "
+                f"{', '.join(get_args(RankBy))}"
+            )
+        if not count(images) or not len(_texts(texts)):
+            raise ValueError(f"there are {count(images)} images and {len(_texts(texts))} texts")
+        return retrieve.retrieve(
+            self.med,
+            self.tokenizer,
+            images,
+            _texts(texts),
+            k,
+            rank_by,
+            max_length or self.config.text.max_positions,
+            self.image_options,
             batch_size or self._batch_size,
+            memory_budget or default_budget(self.device),
         )
 
     def similarity(
@@ -297,6 +353,9 @@ class Blip:
     @property
     def _batch_size(self) -> int:
         return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+
+    def _batch_within(self, budget: int) -> int:
+        return within(budget, self.med, self.image_size)
 
     def _require(self, able: bool, verb: str, kind: str) -> None:
         if not able:
