@@ -21,6 +21,8 @@ from blip_fast.med.memory import (
     ImageMemory,
     LiveMemory,
     QuestionMemory,
+    memory_shape,
+    project_into,
     project_live,
     project_memory,
 )
@@ -86,6 +88,16 @@ class MED(nn.Module):
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,
         )
+
+    def see_into(self, images: Tensor, pairs: Tensor, places: Tensor) -> None:
+        """Images [N, 3, S, S] to memories in `places` [N] of a larger one, `room_for(M, S)`."""
+        project_into(self._reader, self.vision(images), pairs, places)
+
+    def room_for(self, images: int, size: int) -> Tensor:
+        """Unwritten memory for so many images of `size` pixels: `ImageMemory.pairs`."""
+        tokens = 1 + (size // self.config.vision.patch_size) ** 2
+        shape = memory_shape(self._reader, images, tokens)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def remember(self, tokens: Tensor) -> LiveMemory:
         """Image tokens [N, S, W] to their memory, with gradients."""
