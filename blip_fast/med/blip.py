@@ -182,6 +182,18 @@ class MED(nn.Module):
         """Decoder states [T, W] to scores of the token that follows each, [T, V] float32."""
         return self.lm_head.logits(states, self.text_decoder.embeddings.word.weight)
 
+    def next_logits_of(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The same for the tokens [C] alone: [T, C] float32."""
+        return self.lm_head.logits_of(states, self.text_decoder.embeddings.word.weight, tokens)
+
+    def losses_of(
+        self, states: Tensor, owners: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Losses [E] of targets [E], each predicted by one of the decoder states [T, W]; see
+        `LanguageModelHead.losses_of`."""
+        word = self.text_decoder.embeddings.word.weight
+        return self.lm_head.losses_of(states, word, owners, targets, label_smoothing)
+
     def losses(
         self,
         text: PackedText,

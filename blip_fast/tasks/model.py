@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
-from blip_fast.decoding.options import DEFAULT_TOP_K, SearchOptions
+from blip_fast.decoding.options import DEFAULT_TOP_K, EarlyStopping, SearchOptions
 from blip_fast.images import ImageError, ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
@@ -18,7 +19,7 @@ from blip_fast.med.quantize import Quantize, is_quantized
 from blip_fast.med.weights import write_checkpoint
 from blip_fast.med.weights.write import Layout
 from blip_fast.tasks import answer, caption, compare, embed, match
-from blip_fast.tasks.captions import Captions
+from blip_fast.tasks.captions import Captions, Outcome
 from blip_fast.tasks.match import Score
 from blip_fast.tasks.views import Images, as_list, count, views
 from blip_fast.text import Tokenizer
@@ -120,26 +121,33 @@ class Blip:
         length_penalty: float = 1.0,
         seed: int | Sequence[int] = 0,
         keep_prompt: bool = False,
+        early_stopping: EarlyStopping = False,
+        forbidden: Sequence[str] = (),
         batch_size: int | None = None,
+        slots: int | None = None,
     ) -> Captions:
         """Write captions: by beam search, greedily (`num_beams=1`), or by sampling (`top_p`).
 
         Args:
             prompt: what the captions begin with; one for all images or one for each.
             num_captions, num_beams, top_p, top_k, temperature, max_length, min_length,
-            repetition_penalty, length_penalty: see `SearchOptions`; lengths are in tokens and
-                count the prompt.
+            repetition_penalty, length_penalty, early_stopping: see `SearchOptions`; lengths are
+                in tokens and count the prompt.
             seed: of sampling; with one number, image n uses seed + n. The captions of an image
                 depend on its seed, never on its batch.
             keep_prompt: whether texts include the prompt.
-            batch_size: images held at once.
+            forbidden: words and phrases that are never written.
+            batch_size: images seen at once.
+            slots: images written about at once: when the captions of one have ended, another
+                takes its place. `batch_size` where that alone is given, else what fits a budget.
 
         Raises:
             ValueError: where the model has no decoder, or settings contradict each other.
         """
-        self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
-        options = SearchOptions(
-            num_texts=num_captions,
+        outcomes = self.caption_stream(
+            images,
+            prompt,
+            num_captions=num_captions,
             num_beams=num_beams,
             top_p=top_p,
             top_k=top_k,
@@ -148,7 +156,40 @@ class Blip:
             min_length=min_length,
             repetition_penalty=repetition_penalty,
             length_penalty=length_penalty,
+            seed=seed,
+            keep_prompt=keep_prompt,
+            early_stopping=early_stopping,
+            forbidden=forbidden,
+            batch_size=batch_size,
+            slots=slots,
         )
+        return Captions.of(list(outcomes))
+
+    def caption_stream(
+        self,
+        images: Images,
+        prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        *,
+        num_captions: int = 1,
+        seed: int | Sequence[int] = 0,
+        keep_prompt: bool = False,
+        forbidden: Sequence[str] = (),
+        batch_size: int | None = None,
+        slots: int | None = None,
+        **search: Any,
+    ) -> Iterator[Outcome]:
+        """The same one image after the other, as soon as each is ready: for thousands of them.
+
+        Args:
+            images, prompt and others: as for `caption`.
+            search: the other settings of `SearchOptions`.
+        """
+        self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
+        for name, number in (("batch_size", batch_size), ("slots", slots)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1")
+        phrases = self.tokenizer.encode_phrases(forbidden)
+        options = SearchOptions(num_texts=num_captions, forbidden=phrases, **search)
         total = count(images)
         seeds = range(seed, seed + total) if isinstance(seed, int) else seed
         _same_number("seeds", len(seeds), total)
@@ -162,6 +203,7 @@ class Blip:
             keep_prompt,
             self.image_options,
             batch_size or self._batch_size,
+            slots or batch_size,
         )
 
     def match(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from factories import random_med
 
-from blip_fast.decoding import pairs
-from blip_fast.decoding.rank import rank_candidates
+from blip_fast.decoding import rank
+from blip_fast.decoding.rank import Candidates, rank_candidates
 from blip_fast.text import pack
 
 DEC, ENC, SEP = 126, 127, 102
@@ -17,16 +17,16 @@ CANDIDATES = [
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 100])
-@pytest.mark.parametrize("tokens_per_call", [6, 4096])
+@pytest.mark.parametrize("rows_per_call", [6, 512])
 def test_winners_are_the_references(
-    monkeypatch: pytest.MonkeyPatch, k: int, tokens_per_call: int
+    monkeypatch: pytest.MonkeyPatch, k: int, rows_per_call: int
 ) -> None:
-    monkeypatch.setattr(pairs, "_TOKENS_PER_CALL", tokens_per_call)
+    monkeypatch.setattr(rank, "_ROWS_PER_CALL", rows_per_call)
     model = random_med("vqa", seed=3)
     images = model.see(torch.randn(4, 3, 32, 32))
     questions = pack([[ENC, 30, SEP], [ENC, 31, 32, 33, SEP], [ENC, 34, 35, SEP], [ENC, SEP]])
     memory = model.ask(questions, images, torch.arange(4))
-    ranked = rank_candidates(model, memory, CANDIDATES, k)
+    ranked = rank_candidates(model, memory, Candidates.of(CANDIDATES), k)
     for n, ours in enumerate(ranked):
         one = torch.tensor([n])
         first = [-model.losses(pack([c[:2]]), memory, one)[1].item() for c in CANDIDATES]
