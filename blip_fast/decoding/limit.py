@@ -21,7 +21,7 @@ R = TypeVar("R")
 # For each model, by what is counted, the number that fitted after a larger one had not.
 _learned: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
-_WORDS = ("not enough memory", "out of memory", "ALLOC_FAILED")
+_WORDS = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
