@@ -87,13 +87,14 @@ def race(
     """Time all contenders in turns, at least 5 each, for about `seconds` in all.
 
     Args:
-        turns_at_least: fewer for calls that take many seconds each.
+        turns_at_least: fewer than 5, but 2, for calls that take many seconds each.
         check: compare results; left out only by a caller that has compared them itself.
         cold: empty the caches before every turn; by default on a GPU and not on a CPU.
 
     Raises:
         WrongResult: where results differ, before the first turn or in the last.
     """
+    turns_at_least = max(2, turns_at_least)
     order = list(case.contenders.items())
     shuffle = random.Random(0).shuffle
     with torch.no_grad():
