@@ -1,29 +1,56 @@
 """Captions of a batch of images: blip_fast against transformers with the same random weights.
 
-Base size, 384 px, 3 beams. The tokens are compared, in fp32, before anything is timed; then both
-take turns in one dtype. Each call starts from normalised pixels and ends with tokens.
+Base size, 384 px, 16 new tokens. Each call starts from normalised pixels and ends with tokens.
+Before anything is timed, both write the same tokens in fp32, or, where texts are sampled, give what
+ours has written the same probability. Then all take turns.
 
-Usage: python -m bench.e2e_caption [--images 4] [--threads 2] [--dtype bfloat16] [--seconds 60]
+Usage: python -m bench.e2e_caption [--search greedy|beams|samples] [--images 8] [--threads 2]
+           [--against transformers transformers-float32 int8] [--turns 3] [--seconds 60]
+       python -m bench.e2e_caption --memory             peak above the weights, 3 beams
+       python -m bench.e2e_caption --plot cost.csv      time against beams, samples and images
+
+Ours computes in bfloat16; `transformers` in the same, `transformers-float32` as it comes from
+`from_pretrained`, `int8` is ours with int8 weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import ctypes
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import blip_fast
 from bench.harness import Case, print_table, race
-from blip_fast.decoding.engine import generate
-from blip_fast.decoding.options import SearchOptions
-from blip_fast.text import pack
+from blip_fast.med.quantize import quantize_int8
 
 CLS, SEP, DEC = 101, 102, 30522
-PROMPT = [1037, 3861, 1997]  # a picture of
-OPTIONS = SearchOptions(num_beams=3, max_length=20, min_length=19)  # 16 new tokens, as any peer
+PROMPT = {"a": 1037, "picture": 3861, "of": 1997}
+LENGTHS = {"max_length": 20, "min_length": 19}  # 16 new tokens, as any peer
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1},
+    "beams": {"num_beams": 3},
+    "samples": {"num_captions": 5, "top_p": 0.9},
+}
+# What transformers calls the same.
+THEIRS: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1, "do_sample": False},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "samples": {
+        "num_return_sequences": 5, "do_sample": True, "num_beams": 1, "top_p": 0.9, "top_k": 50,
+        "repetition_penalty": 1.1,
+    },
+}  # fmt: skip
+OTHERS = ("transformers", "transformers-float32", "int8")
+PROBABILITY_ERROR = 1e-3  # of a token's log-probability, in fp32
 
 
 def pair(dtype: torch.dtype):
@@ -36,57 +63,146 @@ def pair(dtype: torch.dtype):
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.txt"
         words = [f"[unused{i}]" for i in range(30522)]
-        for token, place in (("[PAD]", 0), ("[UNK]", 100), ("[CLS]", CLS), ("[SEP]", SEP)):
+        special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": 103}
+        for token, place in {**special, **PROMPT}.items():
             words[place] = token
-        words[103] = "[MASK]"
         vocabulary.write_text("\n".join(words))
         ours = blip_fast.from_transformers(theirs, vocabulary=vocabulary)
     return theirs, ours
 
 
-def ours_call(model: blip_fast.Blip, images: Tensor) -> Tensor:
-    prompts = pack([[DEC, *PROMPT]] * len(images))
-    memory = model.med.see(images)
-    texts = generate(model.med, memory, torch.arange(len(images)), prompts, OPTIONS)
-    return torch.tensor([best.token_ids for best, *_ in texts])
+def ours_call(model: blip_fast.Blip, images: Tensor, settings: dict[str, Any]) -> Tensor:
+    captions = model.caption(images, " ".join(PROMPT), **LENGTHS, **settings)
+    return torch.tensor([text.token_ids for row in captions for text in row])
 
 
-def theirs_call(model, images: Tensor) -> Tensor:
-    ids = torch.tensor([[CLS, *PROMPT, SEP]] * len(images))
-    return model.generate(
-        images,
-        ids,
-        attention_mask=torch.ones_like(ids),
-        num_beams=3,
-        max_length=20,
-        min_length=19,
-        do_sample=False,
-    )
+def theirs_call(model: Any, images: Tensor, settings: dict[str, Any]) -> Tensor:
+    ids = torch.tensor([[CLS, *PROMPT.values(), SEP]] * len(images))
+    mask = torch.ones_like(ids)
+    images = images.to(model.dtype)
+    return model.generate(images, ids, attention_mask=mask, **LENGTHS, **settings)
+
+
+def check(search: str, images: Tensor) -> None:
+    """Hold ours against transformers in fp32."""
+    theirs, ours = pair(torch.float32)
+    if search != "samples":
+        found = ours_call(ours, images, SEARCHES[search])
+        assert torch.equal(found, theirs_call(theirs, images, THEIRS[search])), "tokens differ"
+        print("tokens agree in fp32")
+        return
+    captions = ours.caption(images, " ".join(PROMPT), **LENGTHS, **SEARCHES[search])
+    for image, row in zip(images, captions, strict=True):
+        for text in row:
+            ids = torch.tensor([text.token_ids])
+            logs = theirs(image[None], ids).logits[0].log_softmax(1)
+            expected = logs[:-1].gather(1, ids[0, 1:, None])[len(PROMPT) :, 0]
+            error = (torch.tensor(text.token_log_probabilities) - expected).abs().max()
+            assert error <= PROBABILITY_ERROR, f"log-probabilities differ by {error:.2g}"
+    print("probabilities of sampled tokens agree in fp32")
+
+
+def contenders(search: str, images: Tensor, names: list[str]) -> dict[str, Callable[[], Tensor]]:
+    """Ours in bfloat16 first, then those named."""
+    theirs, ours = pair(torch.bfloat16)
+    settings, same = SEARCHES[search], THEIRS[search]
+    calls = {"blip_fast": lambda: ours_call(ours, images, settings)}
+    if "transformers" in names:
+        calls["transformers"] = lambda: theirs_call(theirs, images, same)
+    if "transformers-float32" in names:
+        full = pair(torch.float32)[0]
+        calls["transformers-float32"] = lambda: theirs_call(full, images, same)
+    if "int8" in names:
+        quantised = pair(torch.bfloat16)[1]
+        quantize_int8(quantised.med)
+        calls["int8"] = lambda: ours_call(quantised, images, settings)
+    return calls
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def measure_peak(name: str, images: Tensor) -> int:
+    """Bytes of a captioning call with 3 beams, above what the loaded model takes."""
+    theirs, ours = pair(torch.bfloat16)
+    if name == "transformers":
+        del ours
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    if name == "transformers":
+        theirs_call(theirs, images, THEIRS["beams"])
+    else:
+        ours_call(ours, images, SEARCHES["beams"])
+    return resident("VmHWM") - before
+
+
+def print_peaks(arguments: argparse.Namespace) -> None:
+    """Each in a process of its own."""
+    peaks = {}
+    for name in ("blip_fast", "transformers"):
+        command = [sys.executable, "-m", "bench.e2e_caption", "--peak", name]
+        command += ["--images", str(arguments.images), "--threads", str(arguments.threads)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[name] = int(done.stdout.split()[-1])
+    for name, peak in peaks.items():
+        share = peak / peaks["transformers"]
+        print(f"{name}: {peak / 2**20:,.0f} MiB above the weights, {share:.0%} of transformers'")
+
+
+def plot(path: Path, images: Tensor, turns: int) -> None:
+    """Seconds of a call against beams, samples and images, one row each, as CSV."""
+    _, ours = pair(torch.bfloat16)
+    plan: list[tuple[str, int, int, dict[str, Any]]] = []
+    plan += [("beams", n, len(images), {"num_beams": n}) for n in (1, 2, 3, 4, 6)]
+    plan += [("samples", n, len(images), {"num_captions": n, "top_p": 0.9}) for n in (1, 2, 4, 8)]
+    plan += [("images", n, n, {"num_beams": 3}) for n in (1, 2, 4, len(images))]
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["against", "number", "images", "median_s", "low_s", "high_s"])
+        for against, number, count, settings in plan:
+            some = images[:count]
+            calls = {"blip_fast": lambda some=some, s=settings: ours_call(ours, some, s)}
+            case = Case(f"{number} {against}", calls, count, "image")
+            timing = race(case, 0, check=False, turns_at_least=turns)["blip_fast"]
+            figures = (f"{t:.3f}" for t in (timing.median, timing.low, timing.high))
+            row = [against, number, count, *figures]
+            table.writerow(row)
+            print(*row, sep=",", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--search", default="beams", choices=SEARCHES)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--against", nargs="*", default=["transformers"], choices=OTHERS)
+    parser.add_argument("--turns", type=int, default=3, help="at least, of each")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="CSV")
+    parser.add_argument("--peak", choices=["blip_fast", "transformers"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
     images = torch.randn(arguments.images, 3, 384, 384)
     with torch.inference_mode():
-        theirs, ours = pair(torch.float32)
-        assert torch.equal(ours_call(ours, images), theirs_call(theirs, images)), "tokens differ"
-        print("tokens agree in fp32")
-        theirs, ours = pair(getattr(torch, arguments.dtype))
-        images = images.to(ours.dtype)
-        case = Case(
-            f"captions, {arguments.images} images, 3 beams, {arguments.dtype}",
-            {"blip_fast": lambda: ours_call(ours, images),
-             "transformers": lambda: theirs_call(theirs, images)},
-            arguments.images,
-            "image",
-        )  # fmt: skip
-        print_table([(case, race(case, arguments.seconds, check=False))])
+        if arguments.peak:
+            print(measure_peak(arguments.peak, images))
+        elif arguments.memory:
+            print_peaks(arguments)
+        elif arguments.plot:
+            plot(arguments.plot, images, arguments.turns)
+        else:
+            check(arguments.search, images[:2])
+            calls = contenders(arguments.search, images, arguments.against)
+            name = f"captions, {arguments.images} images, {arguments.search}, bfloat16"
+            case = Case(name, calls, arguments.images, "image")
+            turns = arguments.turns
+            timings = race(case, arguments.seconds, check=False, turns_at_least=turns)
+            print_table([(case, timings)])
 
 
 if __name__ == "__main__":

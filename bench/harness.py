@@ -78,17 +78,23 @@ class Timing:
 
 
 def race(
-    case: Case, seconds: float, check: bool = True, cold: bool | None = None
+    case: Case,
+    seconds: float,
+    check: bool = True,
+    cold: bool | None = None,
+    turns_at_least: int = MIN_TURNS,
 ) -> dict[str, Timing]:
     """Time all contenders in turns, at least 5 each, for about `seconds` in all.
 
     Args:
+        turns_at_least: fewer than 5, but 2, for calls that take many seconds each.
         check: compare results; left out only by a caller that has compared them itself.
         cold: empty the caches before every turn; by default on a GPU and not on a CPU.
 
     Raises:
         WrongResult: where results differ, before the first turn or in the last.
     """
+    turns_at_least = max(2, turns_at_least)
     order = list(case.contenders.items())
     shuffle = random.Random(0).shuffle
     with torch.no_grad():
@@ -98,7 +104,7 @@ def race(
         watch = _Stopwatch(_tensors(next(iter(results.values())))[0].device, cold)
         turns: dict[str, list[float]] = {name: [] for name in case.contenders}
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(next(iter(turns.values()))) < MIN_TURNS:
+        while time.perf_counter() < end or len(next(iter(turns.values()))) < turns_at_least:
             shuffle(order)
             for name, call in order:
                 del results[name]  # as in a program, where the memory of it serves again

@@ -207,6 +207,18 @@ class Tokenizer:
         """The beginnings of texts to be written: [DEC] and the prompt, no [SEP]; cut as above."""
         return self._pack(prompts, [self.id_of("[DEC]")], [], max_length)
 
+    def encode_phrases(self, phrases: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids of phrases within a text, without special tokens.
+
+        Raises:
+            ValueError: where a phrase holds no token.
+        """
+        found = self._tokenizer.encode_batch(list(phrases), add_special_tokens=False)
+        for phrase, one in zip(phrases, found, strict=True):
+            if not one.ids:
+                raise ValueError(f"the phrase {phrase!r} holds no word")
+        return tuple(tuple(one.ids) for one in found)
+
     def _pack(
         self, texts: Sequence[str], before: list[int], after: list[int], max_length: int
     ) -> PackedText:

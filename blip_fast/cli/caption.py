@@ -24,8 +24,11 @@ from blip_fast.data import (
     stable_seed,
     write_sidecar,
 )
+from blip_fast.decoding.options import EarlyStopping
 from blip_fast.images import Status
 from blip_fast.tasks.captions import Generated
+
+_EARLY_STOPPING: dict[str, EarlyStopping] = {"false": False, "true": True, "never": "never"}
 
 # Words of an older captioning script, for "write anew" and "leave what is there".
 _OLD_EXISTING = {"ignore": "overwrite", "copy": "skip"}
@@ -77,6 +80,33 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-length", type=int, default=10, help="tokens, with the prompt")
     parser.add_argument("--max-length", type=int, default=30, help="tokens, with the prompt")
     parser.add_argument("--seed", type=int, default=0, help="of sampling; default 0")
+    parser.add_argument(
+        "--repetition-penalty", type=float, help="1 is none; default: 1.1 when sampling, else 1"
+    )
+    parser.add_argument(
+        "--early-stopping",
+        choices=_EARLY_STOPPING,
+        default="false",
+        help="when beams stop, as in transformers; default false",
+    )
+    parser.add_argument(
+        "--forbid",
+        action="append",
+        default=[],
+        metavar="PHRASE",
+        help="never write this word or phrase; may be given several times",
+    )
+    # An older script's list with commas.
+    parser.add_argument(
+        "--fail-phrases",
+        dest="forbid",
+        type=lambda words: [word.strip() for word in words.split(",") if word.strip()],
+        action="extend",
+        help=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--slots", type=int, help="pictures written about at once; default: what fits 512 MB"
+    )
     # Older scripts sample unless this is given, and then ignore --top-p.
     parser.add_argument("--beam-search", action="store_true", help=argparse.SUPPRESS)
 
@@ -88,25 +118,21 @@ def run(args: argparse.Namespace) -> int:
         return tally.report("captioned")
     model = common.load_model(args)
     tally.start()
-    by_found = {job.found: job for job in jobs}
-    for found, batch in common.read_jobs(list(by_found), model, args.batch_size):
-        readable = [found[place] for place in batch.places]
-        captions = iter(
-            model.caption(
-                batch.pixels,
-                args.prompt,
-                seed=[stable_seed(one.key, args.seed) for one in readable],
-                batch_size=len(readable),
-                **_search(args),
-            )
-            if readable
-            else ()
-        )
-        for one, picture in zip(found, batch.pictures, strict=True):
-            if picture.pixels is None:
-                tally.fail_picture(one.name, picture)
+    outcomes = model.caption_stream(
+        [job.found.source for job in jobs],
+        args.prompt,
+        seed=[stable_seed(job.found.key, args.seed) for job in jobs],
+        batch_size=args.batch_size,
+        slots=args.slots,
+        **_search(args),
+    )
+    with common.progress_bar(len(jobs)) as bar:
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if outcome.status is Status.SUCCESS:
+                _deliver(job, outcome.texts, args, tally)
             else:
-                _deliver(by_found[one], next(captions), args, tally)
+                tally.fail(job.found.name, outcome.status, outcome.error)
+            bar.update(1)
     return tally.report("captioned")
 
 
@@ -117,6 +143,9 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
         "top_p": None if args.beam_search else args.top_p,
         "min_length": args.min_length,
         "max_length": args.max_length,
+        "repetition_penalty": args.repetition_penalty,
+        "early_stopping": _EARLY_STOPPING[args.early_stopping],
+        "forbidden": args.forbid,
     }
 
 
@@ -183,7 +212,12 @@ def _deliver(job: Job, texts: Sequence[Generated], args: argparse.Namespace, tal
 
 def _result(job: Job, captions: Sequence[str], written: Sequence[Generated]) -> dict[str, Any]:
     listed = [
-        {"caption": caption, "log_probability": text.log_probability, "truncated": text.truncated}
+        {
+            "caption": caption,
+            "log_probability": text.log_probability,
+            "truncated": text.truncated,
+            "degenerate": text.degenerate,
+        }
         for caption, text in zip(captions, written, strict=True)
     ]
     result = {"path": job.found.name, **listed[0]}

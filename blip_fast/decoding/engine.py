@@ -1,27 +1,144 @@
-"""The loop that writes texts: prompts at once, then one token of every live text a step.
+"""The loop that writes texts: slots are filled from a source for as long as it has something.
 
-Neither the memory nor the cache is ever copied or reordered. A row of the cache is written once at
-each position; when a beam continues another, its row of `ancestors` takes over the other's past.
+Where memory runs out, what was being written begins anew in half as many slots: a text depends on
+its prompt, memory and seed alone, so it comes out the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from blip_fast.decoding.limit import Limit, attempt
 from blip_fast.decoding.options import SearchOptions
-from blip_fast.decoding.search import BeamSearch, IndependentSearch, Written
+from blip_fast.decoding.search import Written
+from blip_fast.decoding.slots import Request, Slots
 from blip_fast.med.blip import MED
-from blip_fast.med.context import PackedMemory, PackedPast, SelfCache, StepMemory, StepPast
 from blip_fast.med.memory import ImageMemory, QuestionMemory
 from blip_fast.text import PackedText
 
-# To ask a device whether all texts have ended makes the host wait for it, so it is asked seldom.
-_STEPS_BETWEEN_CHECKS = {"cpu": 1}
-_STEPS_BETWEEN_CHECKS_ON_DEVICE = 8
+# Rows that are live at once. On a CPU, so many rows read a weight once (kernels/linear/config.py);
+# more would make no token cheaper.
+_MOST_ROWS = {"cpu": 32}
+_MOST_ROWS_ON_DEVICE = 512
+
+# Bytes of memories and caches, where nothing else is said.
+_BUDGET = {"cpu": 512 << 20}
+_SHARE_OF_DEVICE = 0.25
+
+
+class Source(Protocol):
+    """Where requests come from, and the memory that they point into."""
+
+    @property
+    def pairs(self) -> Tensor:
+        """[layers, M, K, 2, H, D]; asked for after the first request, and always the same."""
+
+    @property
+    def key_lengths(self) -> Tensor | None: ...
+
+    def take(self, number: int, idle: bool) -> list[Request]:
+        """At most `number` requests; none at its end, or where those alive must end before.
+
+        Args:
+            idle: nothing is alive. None means the end then.
+        """
+
+    def release(self, request: Request) -> None:
+        """A request is done; its memory may be written over."""
+
+
+class Listed:
+    """Requests known from the beginning, about memories that exist."""
+
+    def __init__(self, memory: ImageMemory | QuestionMemory, requests: Iterable[Request]) -> None:
+        self.pairs = memory.pairs
+        self.key_lengths = memory.key_lengths if isinstance(memory, QuestionMemory) else None
+        self._waiting = deque(requests)
+
+    def take(self, number: int, idle: bool) -> list[Request]:
+        return [self._waiting.popleft() for _ in range(min(number, len(self._waiting)))]
+
+    def release(self, request: Request) -> None:
+        pass
+
+
+def run(
+    model: MED, source: Source, options: SearchOptions, slots: int
+) -> Iterator[tuple[Request, list[Written], str]]:
+    """Write the texts of all requests of a source, each as soon as they have ended.
+
+    Args:
+        slots: requests that are alive at once, at most.
+
+    Yields:
+        a request, its texts, best first where they are beams, and an empty string; or no texts,
+        and why memory does not suffice even for it alone.
+    """
+    limit = Limit(model, "rows", slots * options.rows)
+    table: Slots | None = None
+    again: list[Request] = []  # given back by slots that ran out of memory
+    while True:
+        free = max(1, limit.now // options.rows) if table is None else table.free
+        alive = [] if table is None else table.requests
+        requests, again = again[:free], again[free:]
+        if len(requests) < free:
+            requests += source.take(free - len(requests), idle=not alive and not requests)
+        if not requests and not alive:
+            return
+        table, ended, reason = _advance(model, source, options, table, free, requests)
+        for request, texts in ended:
+            source.release(request)
+            yield request, texts, ""
+        if not reason:
+            continue
+        again = alive + requests + again
+        if len(alive) + len(requests) > 1:
+            limit.halve((len(alive) + len(requests)) * options.rows)
+        else:
+            limit.forgive()
+            request, *again = again
+            source.release(request)
+            yield request, [], reason
+
+
+def _advance(
+    model: MED,
+    source: Source,
+    options: SearchOptions,
+    table: Slots | None,
+    number: int,
+    requests: list[Request],
+) -> tuple[Slots | None, list[tuple[Request, list[Written]]], str]:
+    """One step in slots that may have to be made first; no slots and a reason where none fit."""
+
+    def work() -> tuple[Slots, list[tuple[Request, list[Written]]]]:
+        with torch.inference_mode():
+            slots = table or Slots(model, source.pairs, source.key_lengths, options, number)
+            return slots, slots.advance(requests)
+
+    done, reason = attempt(work)
+    return (None, [], reason) if done is None else (*done, "")
+
+
+def default_slots(model: MED, options: SearchOptions, memory_bytes: int) -> int:
+    """How many requests should be alive at once.
+
+    Args:
+        memory_bytes: of the memories that must be held for each of them; 0 where they are there.
+    """
+    text, device = model.config.text, model.device
+    row_bytes = 2 * text.depth * text.width * options.max_length * model.dtype.itemsize
+    if device.type == "cuda":
+        budget = int(_SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0])
+    else:
+        budget = _BUDGET["cpu"]
+    most = _MOST_ROWS.get(device.type, _MOST_ROWS_ON_DEVICE) // options.rows
+    return max(1, min(most, budget // (memory_bytes + options.rows * row_bytes)))
 
 
 def generate(
@@ -31,6 +148,7 @@ def generate(
     prompts: PackedText,
     options: SearchOptions,
     seeds: Sequence[int] = (),
+    slots: int | None = None,
 ) -> list[list[Written]]:
     """Write texts grounded in memories.
 
@@ -38,99 +156,36 @@ def generate(
         index: [N] int64, the memory of each prompt.
         prompts: N sequences beginning with [DEC], of any lengths below `max_length`.
         seeds: one for each prompt, used when sampling; a seed gives the same texts whatever the
-            batch is.
+            other prompts and the slots are.
+        slots: prompts that are alive at once; as many as there are where it is not given.
 
     Returns:
         for each prompt its texts, best first where they are beams.
 
     Raises:
         ValueError: where a prompt leaves no room to write.
+        torch.OutOfMemoryError: where memory does not suffice for one prompt alone.
     """
+    check_room(prompts, options)
+    sequences, memories = prompts.tolist(), index.tolist()
+    seeds = seeds or [0] * len(sequences)
+    requests = [
+        Request(place, *row)
+        for place, row in enumerate(zip(memories, sequences, seeds, strict=True))
+    ]
+    results: list[list[Written]] = [[] for _ in requests]
+    number = max(1, min(slots or len(requests), len(requests)))
+    for request, texts, reason in run(model, Listed(memory, requests), options, number):
+        if reason:
+            raise torch.OutOfMemoryError(f"one prompt alone is too much: {reason}")
+        results[request.place] = texts
+    return results
+
+
+def check_room(prompts: PackedText, options: SearchOptions) -> None:
+    """Raise a ValueError where a prompt leaves no room to write."""
     if prompts.max_length >= options.max_length:
         raise ValueError(
             f"a prompt of {prompts.max_length} tokens ([DEC] included) leaves no room under "
             f"max_length {options.max_length}; raise max_length or shorten the prompt"
         )
-    with torch.inference_mode():
-        return _generate(model, memory, index, prompts, options, seeds)
-
-
-def _generate(
-    model: MED,
-    memory: ImageMemory | QuestionMemory,
-    index: Tensor,
-    prompts: PackedText,
-    options: SearchOptions,
-    seeds: Sequence[int],
-) -> list[list[Written]]:
-    search: BeamSearch | IndependentSearch
-    end_id = model.config.text.sep_id
-    if options.samples or options.num_beams == 1:
-        uniform = _uniform(seeds, options, model.device) if options.samples else None
-        search = IndependentSearch(prompts, options, end_id, uniform)
-    else:
-        search = BeamSearch(prompts, options, end_id)
-
-    rows = options.rows
-    cache = _new_cache(model, len(prompts) * rows, options.max_length)
-    ancestors = _first_ancestors(prompts, rows, options.max_length)
-    key_lengths = memory.key_lengths if isinstance(memory, QuestionMemory) else None
-    step_memory = StepMemory(memory.pairs, index.repeat_interleave(rows), key_lengths)
-
-    states = _prefill(model, memory, index, prompts, cache, rows, key_lengths)
-    logits = model.next_logits(states).repeat_interleave(rows, 0)
-    own_row = torch.arange(len(prompts) * rows, device=model.device)
-    check = _STEPS_BETWEEN_CHECKS.get(model.device.type, _STEPS_BETWEEN_CHECKS_ON_DEVICE)
-    for step in range(options.max_length):
-        tokens, positions, parents = search.step(logits)
-        if step % check == check - 1 and search.done:
-            break
-        if parents is not None:
-            ancestors = ancestors[parents]
-        ancestors[own_row, positions] = own_row
-        past = StepPast(cache, ancestors, positions)
-        logits = model.next_logits(model.write(tokens, positions, past, step_memory))
-    return search.results()
-
-
-def _prefill(
-    model: MED,
-    memory: ImageMemory | QuestionMemory,
-    index: Tensor,
-    prompts: PackedText,
-    cache: SelfCache,
-    rows: int,
-    key_lengths: Tensor | None,
-) -> Tensor:
-    """Run the prompts, each once, into the cache's first row of each; their last states [N, W]."""
-    first_rows = torch.arange(len(prompts), device=model.device) * rows
-    past = PackedPast(
-        prompts, causal=True, cache=cache, rows=first_rows.repeat_interleave(prompts.lengths)
-    )
-    grounding = PackedMemory(memory.pairs, index, prompts.offsets, key_lengths)
-    states = model.write(prompts.ids, prompts.positions, past, grounding)
-    return states[prompts.offsets[1:].long() - 1]
-
-
-def _new_cache(model: MED, rows: int, positions: int) -> SelfCache:
-    text = model.config.text
-    shape = (text.depth, rows, positions, 2, text.heads, text.head_width)
-    # Zeros, not whatever memory held: a masked key still meets the query, and NaN times 0 is NaN.
-    return SelfCache(torch.zeros(shape, dtype=model.dtype, device=model.device))
-
-
-def _first_ancestors(prompts: PackedText, rows: int, positions: int) -> Tensor:
-    """[N * R, P]: every past position of a prompt's rows lies in the first of them."""
-    first = torch.arange(len(prompts), device=prompts.device) * rows
-    return first.repeat_interleave(rows)[:, None].repeat(1, positions)
-
-
-def _uniform(seeds: Sequence[int], options: SearchOptions, device: torch.device) -> Tensor:
-    """[N * R, P] random numbers; a row's depend on its prompt's seed and its own number only."""
-    generator, numbers = torch.Generator(), []
-    for seed in seeds:
-        for row in range(options.rows):
-            digest = hashlib.blake2b(f"{seed}/{row}".encode(), digest_size=8).digest()
-            generator.manual_seed(int.from_bytes(digest, "big") >> 1)
-            numbers.append(torch.rand(options.max_length, generator=generator))
-    return torch.stack(numbers).to(device)

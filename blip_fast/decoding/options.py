@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+EarlyStopping: TypeAlias = bool | Literal["never"]
 
 # What transformers, and so the reference, applies to sampling whether it is asked or not.
 DEFAULT_TOP_K = 50
@@ -23,6 +26,11 @@ class SearchOptions:
         min_length: a text may not end before.
         repetition_penalty: 1 changes nothing; where none is given, 1.1 when sampling, else 1.
         length_penalty: beams are ranked by log-probability / length ** this.
+        early_stopping: when the beams of a memory stop, as in transformers. True: as soon as there
+            are `num_beams` ended texts. False: when the best live beam, ranked by its present
+            length, is behind the worst of them. "never": by the length that would suit it best.
+        forbidden: token sequences that are never written, prompts' ends included: a text whose
+            last tokens are all but the last of a sequence does not go on with that one.
 
     Raises:
         ValueError: where settings contradict each other.
@@ -37,6 +45,8 @@ class SearchOptions:
     min_length: int = 10
     repetition_penalty: float | None = None
     length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    forbidden: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.num_texts, self.num_beams, self.max_length) < 1 or self.min_length < 0:
@@ -59,6 +69,10 @@ class SearchOptions:
             )
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty {self.repetition_penalty} must be above 0")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping {self.early_stopping!r} must be a bool or 'never'")
+        if () in self.forbidden:
+            raise ValueError(f"forbidden has an empty phrase at {self.forbidden.index(())}")
 
     @property
     def samples(self) -> bool:

@@ -1,23 +1,25 @@
-"""The choice of tokens: greedy, sampled, or by beams.
+"""The choice of tokens: greedy or sampled here, by beams in `beams.py`.
 
-A search holds the texts written so far, as rows of tokens; the engine holds the keys and values.
-Between them go the scores of the next token, one way, and the chosen tokens and their parents,
-the other. Rows of one prompt stand together: row n * R + r is text r of prompt n.
+A search holds the texts written so far, as rows of tokens, in a fixed number of slots; the engine
+holds the keys and values. Between them go the scores of the next token, one way, and the chosen
+tokens and their parents, the other. Rows of a slot stand together: row s * R + r is text r of slot
+s. A slot is free, or it has the texts of one prompt.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from blip_fast import kernels
 from blip_fast.decoding.options import SearchOptions
+from blip_fast.decoding.steer import Steering
 from blip_fast.text import PackedText
-
-# Finished or impossible beams lose against all others but stay comparable, as in transformers.
-_OUT = -1.0e9
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,38 @@ class Written:
         return sum(self.token_log_probabilities)
 
 
+class Search(Protocol):
+    """What the engine asks of a search. Every method leaves the shapes of its tables as they are,
+    and none but `results` waits for the device."""
+
+    @property
+    def live(self) -> Tensor:
+        """[slots * R] bool: rows that go on."""
+
+    def admit(self, slots: Tensor, prompts: PackedText, seeds: Sequence[int]) -> None:
+        """Begin with prompts in slots [n], over whatever was there."""
+
+    def step(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Write one token a row.
+
+        Args:
+            logits: [B, V] float32.
+            rows: [B] int64, whole slots where rows are beams; those that are not live stay as
+                they are.
+
+        Returns:
+            the tokens [B], their positions [B], and the row that each continues, itself if None.
+        """
+
+    def results(self, slots: Tensor) -> list[list[Written]]:
+        """The texts of ended slots."""
+
+
+def rows_of(slots: Tensor, rows: int) -> Tensor:
+    """The rows [n * R] of slots [n]."""
+    return (slots[:, None] * rows + torch.arange(rows, device=slots.device)).view(-1)
+
+
 def prompt_table(prompts: PackedText, width: int) -> Tensor:
     """Prompts as rows [N, width] int64, 0 behind their ends."""
     place = torch.arange(width, device=prompts.device)
@@ -46,192 +80,73 @@ def prompt_table(prompts: PackedText, width: int) -> Tensor:
 
 
 class IndependentSearch:
-    """Rows that know nothing of each other: one greedy text a prompt, or several samples.
-
-    Args:
-        uniform: [N * R, max_length], the random numbers of each row; none when greedy.
-    """
+    """Rows that know nothing of each other: one greedy text a prompt, or several samples."""
 
     def __init__(
-        self, prompts: PackedText, options: SearchOptions, end_id: int, uniform: Tensor | None
+        self, options: SearchOptions, end_id: int, slots: int, device: torch.device
     ) -> None:
-        rows = options.num_texts if options.samples else 1
-        self.options, self.end_id, self.uniform = options, end_id, uniform
-        self.tokens = prompt_table(prompts, options.max_length).repeat_interleave(rows, 0)
-        self.prompt_lengths = prompts.lengths.repeat_interleave(rows)
-        self.lengths = self.prompt_lengths.clone()
-        self.log_probs = torch.zeros(self.tokens.shape, device=prompts.device)
-        self.live = self.lengths < options.max_length
+        self.options, self.end_id = options, end_id
+        self.steer = Steering(options, end_id, device)
+        shape = (slots * options.rows, options.max_length)
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.log_probs = torch.zeros(shape, device=device)
+        self.lengths = torch.ones(shape[0], dtype=torch.int64, device=device)
+        self.prompt_lengths = self.lengths.clone()
+        self.live = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        # The random numbers of each row, in the order of its tokens.
+        self.uniform = torch.zeros(shape, device=device) if options.samples else None
 
-    def step(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Write one token a row.
+    def admit(self, slots: Tensor, prompts: PackedText, seeds: Sequence[int]) -> None:
+        each = self.options.rows
+        rows = rows_of(slots, each)
+        table = prompt_table(prompts, self.options.max_length)
+        self.tokens[rows] = table.repeat_interleave(each, 0)
+        self.lengths[rows] = self.prompt_lengths[rows] = prompts.lengths.repeat_interleave(each)
+        self.live[rows] = True
+        if self.uniform is not None:
+            self.uniform[rows] = _uniform(seeds, self.options).to(self.uniform.device)
 
-        Args:
-            logits: [N * R, V] float32.
-
-        Returns:
-            the tokens [N * R], their positions [N * R], and no parents: each row follows itself.
-        """
-        options = self.options
-        scores = kernels.penalise(
-            logits, self.tokens, self.lengths, options.penalty, options.min_length, self.end_id
-        )
+    def step(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        options, live, lengths = self.options, self.live[rows], self.lengths[rows]
+        scores = self.steer(logits, self.tokens[rows], lengths)
         if self.uniform is None:
             chosen = scores.argmax(1)
         else:
             # A row's numbers are used in order of its own tokens, whatever its neighbours do.
-            number = self.uniform.gather(1, (self.lengths - self.prompt_lengths)[:, None])[:, 0]
+            number = self.uniform[rows, lengths - self.prompt_lengths[rows]]
             chosen = kernels.sample(
                 scores, number, options.temperature, options.top_k, options.top_p or 1.0
             )
-        log_prob = logits.log_softmax(1).gather(1, chosen[:, None])[:, 0]
-        position = self.lengths.clamp(max=options.max_length - 1)
-        at = (torch.arange(len(chosen), device=chosen.device), position)
-        self.tokens[at] = torch.where(self.live, chosen, self.tokens[at])
-        self.log_probs[at] = torch.where(self.live, log_prob, self.log_probs[at])
-        self.lengths = self.lengths + self.live
-        self.live = self.live & (chosen != self.end_id) & (self.lengths < options.max_length)
+        log_prob = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
+        position = lengths.clamp(max=options.max_length - 1)
+        self.tokens[rows, position] = torch.where(live, chosen, self.tokens[rows, position])
+        self.log_probs[rows, position] = torch.where(live, log_prob, self.log_probs[rows, position])
+        lengths = lengths + live
+        self.lengths[rows] = lengths
+        self.live[rows] = live & (chosen != self.end_id) & (lengths < options.max_length)
         return chosen, position, None
 
-    @property
-    def done(self) -> Tensor:
-        return ~self.live.any()
-
-    def results(self) -> list[list[Written]]:
-        texts = _written(self.tokens, self.log_probs, self.lengths, self.prompt_lengths)
-        rows = self.options.rows if self.options.samples else 1
-        return [texts[i : i + rows] for i in range(0, len(texts), rows)]
-
-
-class BeamSearch:
-    """Beam search with the rules of transformers' `_beam_search`, `early_stopping=False`.
-
-    Each prompt ends by its own rules, so its result is that of a batch of one.
-    """
-
-    def __init__(self, prompts: PackedText, options: SearchOptions, end_id: int) -> None:
-        n, k, device = len(prompts), options.num_beams, prompts.device
-        self.options, self.end_id = options, end_id
-        self.prompt_lengths = prompts.lengths
-        self.length = prompts.lengths.clone()  # [N]: the live beams of a prompt are equally long
-        self.done_rows = self.length >= options.max_length
-        self.improvable = ~self.done_rows
-
-        table = prompt_table(prompts, options.max_length)
-        self.tokens = table[:, None].repeat(1, k, 1)  # [N, K, P]
-        self.log_probs = torch.zeros(self.tokens.shape, device=device)
-        # All beams begin alike; only the first may propose, or all would propose the same.
-        self.scores = torch.full((n, k), _OUT, device=device)
-        self.scores[:, 0] = 0
-
-        self.ended_tokens = self.tokens.clone()
-        self.ended_log_probs = self.log_probs.clone()
-        self.ended_lengths = self.length[:, None].repeat(1, k)
-        self.ended_scores = torch.full((n, k), _OUT, device=device)
-        self.ended = torch.zeros(n, k, dtype=torch.bool, device=device)
-
-    def step(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Write one token a beam.
-
-        Args:
-            logits: [N * K, V] float32.
-
-        Returns:
-            the tokens [N * K], their positions [N * K], and the row that each beam continues.
-        """
-        options, (n, k, width) = self.options, self.tokens.shape
-        log_probs = logits.log_softmax(1)
-        lengths = self.length.repeat_interleave(k)
-        scores = kernels.penalise(
-            log_probs, self.tokens.view(n * k, width), lengths, options.penalty,
-            options.min_length, self.end_id,
-        )  # fmt: skip
-        best, beam, token = kernels.beam_step(scores, self.scores, keep=2 * k)
-
-        position = self.length.clamp(max=width - 1)
-        first_row = torch.arange(n, device=beam.device)[:, None] * k
-        candidates = _follow(self.tokens, beam, position, token)
-        candidate_log_probs = _follow(
-            self.log_probs, beam, position, log_probs[first_row + beam, token]
+    def results(self, slots: Tensor) -> list[list[Written]]:
+        each = self.options.rows
+        rows = rows_of(slots, each)
+        texts = written(
+            self.tokens[rows], self.log_probs[rows], self.lengths[rows], self.prompt_lengths[rows]
         )
-        length = self.length + 1
-        ends = (token == self.end_id) | (length >= options.max_length)[:, None]
-
-        self._collect(candidates, candidate_log_probs, best, ends, length)
-
-        live_scores, going_on = (best + ends * _OUT).topk(k)
-        live = ~self.done_rows
-        self.scores = torch.where(live[:, None], live_scores, self.scores)
-        self.tokens = _select(candidates, going_on)
-        self.log_probs = _select(candidate_log_probs, going_on)
-        self.length = torch.where(live, length, self.length)
-        self._close(length)
-        parents = (first_row + beam.gather(1, going_on)).view(-1)
-        return token.gather(1, going_on).view(-1), position.repeat_interleave(k), parents
-
-    def _collect(
-        self, candidates: Tensor, log_probs: Tensor, best: Tensor, ends: Tensor, length: Tensor
-    ) -> None:
-        """Keep the best K of the texts that ended before and those that end now."""
-        k = self.options.num_beams
-        in_front = torch.arange(2 * k, device=ends.device) < k
-        ends = ends & in_front  # what ranks behind the K best is no result
-        written = (length - self.prompt_lengths)[:, None].float()
-        scores = best / written**self.options.length_penalty
-        scores = scores.masked_fill(~ends, _OUT)
-
-        merged = torch.cat([self.ended_scores, scores], dim=1)
-        kept_scores, kept = merged.topk(k)
-        lengths = torch.cat([self.ended_lengths, length[:, None].expand_as(scores)], dim=1)
-        now = {
-            "ended_tokens": _select(torch.cat([self.ended_tokens, candidates], dim=1), kept),
-            "ended_log_probs": _select(torch.cat([self.ended_log_probs, log_probs], dim=1), kept),
-            "ended_lengths": lengths.gather(1, kept),
-            "ended_scores": kept_scores,
-            "ended": torch.cat([self.ended, ends], dim=1).gather(1, kept),
-        }
-        for name, value in now.items():
-            before = getattr(self, name)
-            open_ = self.improvable.view(-1, *[1] * (value.ndim - 1))
-            setattr(self, name, torch.where(open_, value, before))
-
-    def _close(self, length: Tensor) -> None:
-        """Stop where no live beam can beat the worst of K ended texts, or at the last length."""
-        written = (length - self.prompt_lengths).float()
-        possible = self.scores[:, 0] / written**self.options.length_penalty
-        worst = self.ended_scores.amin(1)
-        beatable = ~self.ended.all(1) | (possible > worst)
-        self.improvable = self.improvable & beatable & (length < self.options.max_length)
-        self.done_rows = ~self.improvable
-
-    @property
-    def done(self) -> Tensor:
-        return self.done_rows.all()
-
-    def results(self) -> list[list[Written]]:
-        n, k, width = self.tokens.shape
-        texts = _written(
-            self.ended_tokens.view(n * k, width),
-            self.ended_log_probs.view(n * k, width),
-            self.ended_lengths.view(-1),
-            self.prompt_lengths.repeat_interleave(k),
-        )
-        return [texts[i : i + self.options.num_texts] for i in range(0, n * k, k)]
+        return [texts[i : i + each] for i in range(0, len(texts), each)]
 
 
-def _follow(table: Tensor, beam: Tensor, position: Tensor, value: Tensor) -> Tensor:
-    """Rows `beam` [N, C] of a table [N, K, P], with `value` [N, C] written at `position` [N]."""
-    rows = _select(table, beam)
-    place = position[:, None, None].expand(*beam.shape, 1)
-    return rows.scatter(2, place, value[:, :, None])
-
-
-def _select(table: Tensor, rows: Tensor) -> Tensor:
-    """Rows [N, C] of a table [N, K, P]."""
-    return table.gather(1, rows[:, :, None].expand(*rows.shape, table.shape[2]))
-
-
-def _written(tokens: Tensor, log_probs: Tensor, lengths: Tensor, prompts: Tensor) -> list[Written]:
+def written(tokens: Tensor, log_probs: Tensor, lengths: Tensor, prompts: Tensor) -> list[Written]:
     """Rows of tables to texts on the host."""
     rows = zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), prompts.tolist(), strict=True)
     return [Written(ids[:end], start, logs[start:end]) for ids, logs, end, start in rows]
+
+
+def _uniform(seeds: Sequence[int], options: SearchOptions) -> Tensor:
+    """[N * R, P] random numbers; a row's depend on its prompt's seed and its own number only."""
+    generator, numbers = torch.Generator(), []
+    for seed in seeds:
+        for row in range(options.rows):
+            digest = hashlib.blake2b(f"{seed}/{row}".encode(), digest_size=8).digest()
+            generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+            numbers.append(torch.rand(options.max_length, generator=generator))
+    return torch.stack(numbers)

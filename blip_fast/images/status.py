@@ -15,7 +15,7 @@ class Status(str, Enum):
     SUCCESS = "success"
     FAILED_TO_READ = "failed_to_read"  # no bytes: missing, empty, a folder, the network
     FAILED_TO_DECODE = "failed_to_decode"  # bytes, but no whole picture of a known kind
-    TOO_LARGE = "too_large"  # over a limit of the options, seen before decoding
+    TOO_LARGE = "too_large"  # over a limit of the options, or by itself over the memory there is
     EMPTY_TEXT = "empty_text"
     FAILED_SCORE = "failed_score"
 

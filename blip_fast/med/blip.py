@@ -21,6 +21,8 @@ from blip_fast.med.memory import (
     ImageMemory,
     LiveMemory,
     QuestionMemory,
+    memory_shape,
+    project_into,
     project_live,
     project_memory,
 )
@@ -89,6 +91,16 @@ class MED(nn.Module):
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,
         )
+
+    def see_into(self, images: Tensor, pairs: Tensor, places: Tensor) -> None:
+        """Images [N, 3, S, S] to memories in `places` [N] of a larger one, `room_for(M, S)`."""
+        project_into(self._reader, self.vision(images), pairs, places)
+
+    def room_for(self, images: int, size: int) -> Tensor:
+        """Unwritten memory for so many images of `size` pixels: `ImageMemory.pairs`."""
+        tokens = 1 + (size // self.config.vision.patch_size) ** 2
+        shape = memory_shape(self._reader, images, tokens)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def remember(self, tokens: Tensor) -> LiveMemory:
         """Image tokens [N, S, W] to their memory, with gradients."""
@@ -177,6 +189,18 @@ class MED(nn.Module):
     def next_logits(self, states: Tensor) -> Tensor:
         """Decoder states [T, W] to scores of the token that follows each, [T, V] float32."""
         return self.lm_head.logits(states, self.text_decoder.embeddings.word.weight)
+
+    def next_logits_of(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The same for the tokens [C] alone: [T, C] float32."""
+        return self.lm_head.logits_of(states, self.text_decoder.embeddings.word.weight, tokens)
+
+    def losses_of(
+        self, states: Tensor, owners: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Losses [E] of targets [E], each predicted by one of the decoder states [T, W]; see
+        `LanguageModelHead.losses_of`."""
+        word = self.text_decoder.embeddings.word.weight
+        return self.lm_head.losses_of(states, word, owners, targets, label_smoothing)
 
     def losses(
         self,

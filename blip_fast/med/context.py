@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blip_fast import kernels
+from blip_fast.config import TextConfig
 from blip_fast.text import PackedText
 
 
@@ -35,6 +36,15 @@ class SelfCache:
     """Keys and values of live sequences, [layers, rows, positions, 2, heads, head_width]."""
 
     pairs: Tensor
+
+    @classmethod
+    def empty(
+        cls, config: TextConfig, rows: int, positions: int, dtype: torch.dtype, device: torch.device
+    ) -> SelfCache:
+        shape = (config.depth, rows, positions, 2, config.heads, config.head_width)
+        # Zeros, not whatever memory held: a masked key still meets the query, and NaN times 0 is
+        # NaN.
+        return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, qkv: Tensor) -> None:
         """Put the keys and values of tokens at their rows and positions."""
@@ -62,22 +72,25 @@ class PackedPast:
 
 @dataclass(frozen=True)
 class StepPast:
-    """The newest token of each live sequence, row b of the cache its own.
+    """The newest token of each of some live sequences.
 
     Attributes:
+        rows: [B] int64, the row of the cache that each sequence writes.
         ancestors: [B, P] int64, see `kernels.decode_attention`.
         positions: [B] int64, the place of the newest token.
+        lengths: [B] int64, one more than that.
     """
 
     cache: SelfCache
+    rows: Tensor
     ancestors: Tensor
     positions: Tensor
+    lengths: Tensor
 
     def attend(self, qkv: Tensor, layer: int) -> Tensor:
-        rows = torch.arange(qkv.shape[0], device=qkv.device)
-        self.cache.write(layer, rows, self.positions, qkv)
+        self.cache.write(layer, self.rows, self.positions, qkv)
         return kernels.decode_attention(
-            qkv[:, 0], self.cache.pairs[layer], self.ancestors, self.positions + 1
+            qkv[:, 0], self.cache.pairs[layer], self.ancestors, self.lengths
         )
 
 

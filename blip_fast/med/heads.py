@@ -23,6 +23,40 @@ class LanguageModelHead(nn.Module):
         """[T, W] -> [T, V] float32."""
         return kernels.linear(self._transform(states), embedding, self.bias).float()
 
+    def logits_of(self, states: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+        """[T, W] -> [T, C] float32, of the tokens [C] alone."""
+        return kernels.linear(self._transform(states), embedding[tokens], self.bias[tokens]).float()
+
+    def losses_of(
+        self,
+        states: Tensor,
+        embedding: Tensor,
+        owners: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        """As `losses`, of several targets a state: the vocabulary is summed over once for each.
+
+        Args:
+            owners: [E] int64, the state in 0..T-1 that predicts each target; every state has one.
+            targets: [E] int64.
+
+        Returns:
+            [E] float32.
+        """
+        hidden = self._transform(states)
+        one = owners.new_zeros(len(states)).scatter(0, owners, targets)
+        loss = kernels.linear_cross_entropy(hidden, embedding, self.bias, one, label_smoothing)
+        # Losses of one state differ by their targets' logits, and by nothing else.
+        logit_of_one = self._logit(hidden, embedding, one)
+        logit = self._logit(hidden[owners], embedding, targets)
+        return loss[owners] + (1 - label_smoothing) * (logit_of_one[owners] - logit)
+
+    def _logit(self, hidden: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+        """[E, W] and [E] -> [E] float32, the score of one token a row."""
+        products = hidden.float() * embedding[tokens].float()
+        return products.sum(1) + self.bias[tokens].float()
+
     def losses(
         self, states: Tensor, embedding: Tensor, targets: Tensor, label_smoothing: float
     ) -> Tensor:

@@ -90,14 +90,25 @@ def project_memory(transformer: TextTransformer, tokens: Tensor) -> Tensor:
     Returns:
         [layers * branches, N, K, 2, H, D].
     """
-    config = transformer.config
+    pairs = tokens.new_empty(memory_shape(transformer, *tokens.shape[:2]))
+    project_into(transformer, tokens, pairs, slice(None))
+    return pairs
+
+
+def project_into(
+    transformer: TextTransformer, tokens: Tensor, pairs: Tensor, places: Tensor | slice
+) -> None:
+    """The same into some places of a larger memory [layers * branches, M, K, 2, H, D]."""
     layers = transformer.cross_attentions
-    n, length = tokens.shape[:2]
     branches = layers[0].branches
-    shape = (len(layers) * branches, n, length, 2, config.heads, config.head_width)
-    pairs = tokens.new_empty(shape)
     with torch.no_grad():
         for number, layer in enumerate(layers):
             for branch, pair in enumerate(layer.project(tokens)):
-                pairs[number * branches + branch] = pair
-    return pairs
+                pairs[number * branches + branch, places] = pair
+
+
+def memory_shape(transformer: TextTransformer, images: int, tokens: int) -> tuple[int, ...]:
+    """The shape of the `pairs` of some images of so many tokens each."""
+    config, layers = transformer.config, transformer.cross_attentions
+    depth = len(layers) * layers[0].branches
+    return (depth, images, tokens, 2, config.heads, config.head_width)

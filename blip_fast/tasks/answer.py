@@ -5,21 +5,22 @@ The question is grounded in the image, the answer in the question's states (BLIP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from blip_fast.decoding.engine import generate
+from blip_fast.decoding.limit import Limit, in_parts
 from blip_fast.decoding.options import SearchOptions
-from blip_fast.decoding.rank import rank_candidates
+from blip_fast.decoding.rank import Candidates, rank_candidates
 from blip_fast.decoding.search import Written
-from blip_fast.images import ImageOptions, Picture
+from blip_fast.images import ImageOptions, Picture, Status
 from blip_fast.med.blip import MED
-from blip_fast.med.memory import QuestionMemory
-from blip_fast.tasks.caption import to_captions
-from blip_fast.tasks.captions import Captions, Generated
+from blip_fast.med.memory import ImageMemory, QuestionMemory
+from blip_fast.tasks.captions import Captions, Generated, Outcome
 from blip_fast.tasks.match import encode, grounded_token
-from blip_fast.tasks.views import Images, count, views
+from blip_fast.tasks.views import Images, count, read_batches
 from blip_fast.text import Tokenizer
 
 
@@ -36,38 +37,65 @@ def answer(
     batch_size: int,
 ) -> Captions:
     """One answer to one question about each image."""
-    rows: list[tuple[Generated, ...]] = [()] * count(images)
-    failures: dict[int, Picture] = {}
     listed = None
     if candidates is not None:
-        listed = encode(tokenizer, candidates, "[DEC]", max_length).tolist()
-    for view in views(model, images, image_options, batch_size, failures):
-        asked = encode(
-            tokenizer, [questions[i] for i in view.places], grounded_token(model), max_length
-        ).to(model.device)
+        listed = Candidates.of(encode(tokenizer, candidates, "[DEC]", max_length).tolist())
+    first = grounded_token(model)
+
+    def work(part: Sequence[tuple[int, Tensor | None]]) -> list[Written]:
+        """Answer the questions at some places, about these pixels or the memory given."""
+        places = [place for place, _ in part]
+        asked = encode(tokenizer, [questions[i] for i in places], first, max_length)
         with torch.inference_mode():
-            memory = model.ask(asked, view.memory, view.index)
+            if isinstance(images, ImageMemory):
+                memory, index = images, torch.tensor(places, device=model.device)
+            else:
+                pixels = torch.stack([pixels for _, pixels in part if pixels is not None])
+                memory = model.see(pixels.to(model.device))
+                index = torch.arange(len(part), device=model.device)
+            grounding = model.ask(asked.to(model.device), memory, index)
         if listed is None:
-            texts = _write(model, tokenizer, memory, options)
-        else:
-            texts = _rank(model, memory, listed, k)
-        for place, written in zip(view.places, texts, strict=True):
-            rows[place] = (Generated.from_written(written, tokenizer, keep_prompt=False),)
-    return to_captions(rows, failures)
+            return _write(model, tokenizer, grounding, options)
+        return _rank(model, grounding, listed, k)
+
+    failures: dict[int, Picture] = {}
+    outcomes = [Outcome(()) for _ in range(count(images))]
+    limit = Limit(model, "answers", batch_size)
+    for batch in _batches(images, image_options, batch_size, failures):
+        for part, texts, reason in in_parts(work, batch, limit):
+            for row, (place, _) in enumerate(part):
+                if texts is None:
+                    outcomes[place] = Outcome((), Status.TOO_LARGE, reason)
+                    continue
+                found = Generated.from_written(texts[row], tokenizer, keep_prompt=False)
+                outcomes[place] = Outcome((found,))
+    for place, picture in failures.items():
+        outcomes[place] = Outcome((), picture.status, picture.error)
+    return Captions.of(outcomes)
+
+
+def _batches(
+    images: Images, options: ImageOptions, size: int, failures: dict[int, Picture]
+) -> Iterator[list[tuple[int, Tensor | None]]]:
+    """Places and pixels, or places alone where the images are seen already."""
+    if isinstance(images, ImageMemory):
+        for start in range(0, len(images), size):
+            yield [(place, None) for place in range(start, min(start + size, len(images)))]
+        return
+    for places, pixels in read_batches(images, options, size, failures):
+        yield list(zip(places, pixels, strict=True))
 
 
 def _write(
     model: MED, tokenizer: Tokenizer, memory: QuestionMemory, options: SearchOptions
 ) -> list[Written]:
-    starts = tokenizer.encode_prompts([""] * len(memory), max_length=1).to(model.device)
-    everyone = torch.arange(len(memory), device=model.device)
+    starts = tokenizer.encode_prompts([""] * len(memory), max_length=1)
+    everyone = torch.arange(len(memory))
     return [texts[0] for texts in generate(model, memory, everyone, starts, options)]
 
 
-def _rank(
-    model: MED, memory: QuestionMemory, listed: Sequence[Sequence[int]], k: int
-) -> list[Written]:
+def _rank(model: MED, memory: QuestionMemory, listed: Candidates, k: int) -> list[Written]:
     return [
-        Written(list(listed[best.candidate]), 1, best.token_log_probabilities)
+        Written(list(listed.sequences[best.candidate]), 1, best.token_log_probabilities)
         for best in rank_candidates(model, memory, listed, k)
     ]

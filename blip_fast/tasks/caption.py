@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 
-from blip_fast.decoding.engine import generate
+from blip_fast.decoding.engine import Listed, Source, check_room, default_slots, run
 from blip_fast.decoding.options import SearchOptions
-from blip_fast.images import ImageOptions, Picture, Status
+from blip_fast.decoding.slots import Request
+from blip_fast.images import ImageOptions, Status, read_pictures
 from blip_fast.med.blip import MED
-from blip_fast.tasks.captions import Captions, Generated
-from blip_fast.tasks.views import Images, count, views
+from blip_fast.med.memory import ImageMemory, memory_shape
+from blip_fast.tasks.captions import Generated, Outcome
+from blip_fast.tasks.stream import ImageStream
+from blip_fast.tasks.views import Images, as_list, count
 from blip_fast.text import Tokenizer
 
 
@@ -23,28 +27,53 @@ def caption(
     keep_prompt: bool,
     image_options: ImageOptions,
     batch_size: int,
-) -> Captions:
-    """Write the texts of each image; one prompt and one seed an image."""
-    rows: list[tuple[Generated, ...]] = [()] * count(images)
-    failures: dict[int, Picture] = {}
-    for view in views(model, images, image_options, batch_size, failures):
-        packed = tokenizer.encode_prompts(
-            [prompts[i] for i in view.places], model.config.text.max_positions
-        ).to(model.device)
-        texts = generate(
-            model, view.memory, view.index, packed, options, [seeds[i] for i in view.places]
-        )
-        for place, written in zip(view.places, texts, strict=True):
-            rows[place] = tuple(Generated.from_written(w, tokenizer, keep_prompt) for w in written)
-    return to_captions(rows, failures)
+    slots: int | None,
+) -> Iterator[Outcome]:
+    """Write the texts of each image, in order; one prompt and one seed an image.
+
+    Args:
+        batch_size: images seen at once.
+        slots: images written about at once; what fits a budget where it is not given.
+    """
+    packed = tokenizer.encode_prompts(prompts, model.config.text.max_positions)
+    check_room(packed, options)
+    starts, total = packed.tolist(), count(images)
+
+    def request(place: int, memory: int) -> Request:
+        return Request(place, memory, starts[place], seeds[place])
+
+    stream: ImageStream | None = None
+    source: Source
+    if isinstance(images, ImageMemory):
+        slots = slots or default_slots(model, options, memory_bytes=0)
+        source = Listed(images, [request(place, place) for place in range(total)])
+    else:
+        slots = slots or default_slots(model, options, _memory_bytes(model, image_options.size))
+        pictures = read_pictures(as_list(images), image_options)
+        source = stream = ImageStream(model, pictures, request, slots, batch_size, total)
+
+    done: dict[int, Outcome] = {}
+    place = 0
+    for ended, texts, reason in run(model, source, options, min(slots, max(1, total))):
+        found = tuple(Generated.from_written(text, tokenizer, keep_prompt) for text in texts)
+        status = Status.TOO_LARGE if reason else Status.SUCCESS
+        done[ended.place] = Outcome(found, status, reason)
+        _move_failures(stream, done)
+        while place in done:
+            yield done.pop(place)
+            place += 1
+    _move_failures(stream, done)
+    yield from (done[place] for place in range(place, total))
 
 
-def to_captions(rows: Sequence[tuple[Generated, ...]], failures: dict[int, Picture]) -> Captions:
-    """Join the texts of the images that were read with the reasons why others were not."""
-    return Captions(
-        rows=tuple(rows),
-        status=tuple(
-            failures[i].status if i in failures else Status.SUCCESS for i in range(len(rows))
-        ),
-        errors=tuple(failures[i].error if i in failures else "" for i in range(len(rows))),
-    )
+def _move_failures(stream: ImageStream | None, done: dict[int, Outcome]) -> None:
+    if stream is not None:
+        for place, (status, error) in stream.failures.items():
+            done[place] = Outcome((), status, error)
+        stream.failures.clear()
+
+
+def _memory_bytes(model: MED, size: int) -> int:
+    """Of one image's memory."""
+    tokens = 1 + (size // model.config.vision.patch_size) ** 2
+    return prod(memory_shape(model.text_decoder, 1, tokens)) * model.dtype.itemsize

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from blip_fast.decoding.repeats import is_degenerate
 from blip_fast.decoding.search import Written
 from blip_fast.images import Status
 from blip_fast.text import Tokenizer
@@ -23,6 +24,7 @@ class Generated:
         token_ids: [DEC] and the prompt first; [SEP] last where the text ended by itself.
         token_log_probabilities: one for each token after the prompt.
         truncated: whether the text was cut off by `max_length`.
+        degenerate: whether it goes round in circles; see `blip_fast.decoding.repeats`.
     """
 
     text: str
@@ -30,6 +32,7 @@ class Generated:
     token_ids: tuple[int, ...]
     token_log_probabilities: tuple[float, ...]
     truncated: bool
+    degenerate: bool = False
 
     @classmethod
     def from_written(cls, written: Written, tokenizer: Tokenizer, keep_prompt: bool) -> Generated:
@@ -43,10 +46,31 @@ class Generated:
             token_ids=tuple(ids),
             token_log_probabilities=tuple(written.token_log_probabilities),
             truncated=ids[-1] != tokenizer.id_of("[SEP]"),
+            degenerate=is_degenerate(ids[written.prompt_length :]),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "log_probability": self.log_probability}
+        return {
+            "text": self.text,
+            "log_probability": self.log_probability,
+            "truncated": self.truncated,
+            "degenerate": self.degenerate,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        texts: best first; none where there is a reason.
+        status: `Status.SUCCESS` where there are texts.
+        error: why there are none; empty where there are.
+    """
+
+    texts: tuple[Generated, ...]
+    status: Status = Status.SUCCESS
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,14 @@ class Captions(Sequence[tuple[Generated, ...]]):
     rows: tuple[tuple[Generated, ...], ...]
     status: tuple[Status, ...]
     errors: tuple[str, ...]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Captions:
+        return cls(
+            rows=tuple(outcome.texts for outcome in outcomes),
+            status=tuple(outcome.status for outcome in outcomes),
+            errors=tuple(outcome.error for outcome in outcomes),
+        )
 
     @property
     def texts(self) -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
-from blip_fast.decoding.options import DEFAULT_TOP_K, SearchOptions
+from blip_fast.decoding.options import DEFAULT_TOP_K, EarlyStopping, SearchOptions
 from blip_fast.images import ImageError, ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
@@ -19,7 +19,8 @@ from blip_fast.med.quantize import Quantize, is_quantized
 from blip_fast.med.weights import write_checkpoint
 from blip_fast.med.weights.write import Layout
 from blip_fast.tasks import answer, caption, compare, embed, match, retrieve
-from blip_fast.tasks.captions import Captions
+from blip_fast.tasks.arguments import for_each, same_number, texts_of
+from blip_fast.tasks.captions import Captions, Outcome
 from blip_fast.tasks.match import Score
 from blip_fast.tasks.retrieve import RankBy, Retrieval
 from blip_fast.tasks.views import Images, as_list, count, default_budget, views, within
@@ -122,26 +123,33 @@ class Blip:
         length_penalty: float = 1.0,
         seed: int | Sequence[int] = 0,
         keep_prompt: bool = False,
+        early_stopping: EarlyStopping = False,
+        forbidden: Sequence[str] = (),
         batch_size: int | None = None,
+        slots: int | None = None,
     ) -> Captions:
         """Write captions: by beam search, greedily (`num_beams=1`), or by sampling (`top_p`).
 
         Args:
             prompt: what the captions begin with; one for all images or one for each.
             num_captions, num_beams, top_p, top_k, temperature, max_length, min_length,
-            repetition_penalty, length_penalty: see `SearchOptions`; lengths are in tokens and
-                count the prompt.
+            repetition_penalty, length_penalty, early_stopping: see `SearchOptions`; lengths are
+                in tokens and count the prompt.
             seed: of sampling; with one number, image n uses seed + n. The captions of an image
                 depend on its seed, never on its batch.
             keep_prompt: whether texts include the prompt.
-            batch_size: images held at once.
+            forbidden: words and phrases that are never written.
+            batch_size: images seen at once.
+            slots: images written about at once: when the captions of one have ended, another
+                takes its place. `batch_size` where that alone is given, else what fits a budget.
 
         Raises:
             ValueError: where the model has no decoder, or settings contradict each other.
         """
-        self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
-        options = SearchOptions(
-            num_texts=num_captions,
+        outcomes = self.caption_stream(
+            images,
+            prompt,
+            num_captions=num_captions,
             num_beams=num_beams,
             top_p=top_p,
             top_k=top_k,
@@ -150,20 +158,54 @@ class Blip:
             min_length=min_length,
             repetition_penalty=repetition_penalty,
             length_penalty=length_penalty,
+            seed=seed,
+            keep_prompt=keep_prompt,
+            early_stopping=early_stopping,
+            forbidden=forbidden,
+            batch_size=batch_size,
+            slots=slots,
         )
+        return Captions.of(list(outcomes))
+
+    def caption_stream(
+        self,
+        images: Images,
+        prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        *,
+        num_captions: int = 1,
+        seed: int | Sequence[int] = 0,
+        keep_prompt: bool = False,
+        forbidden: Sequence[str] = (),
+        batch_size: int | None = None,
+        slots: int | None = None,
+        **search: Any,
+    ) -> Iterator[Outcome]:
+        """The same one image after the other, as soon as each is ready: for thousands of them.
+
+        Args:
+            images, prompt and others: as for `caption`.
+            search: the other settings of `SearchOptions`.
+        """
+        self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
+        for name, number in (("batch_size", batch_size), ("slots", slots)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1")
+        phrases = self.tokenizer.encode_phrases(forbidden)
+        options = SearchOptions(num_texts=num_captions, forbidden=phrases, **search)
         total = count(images)
         seeds = range(seed, seed + total) if isinstance(seed, int) else seed
-        _same_number("seeds", len(seeds), total)
+        same_number("seeds", len(seeds), total)
         return caption.caption(
             self.med,
             self.tokenizer,
             images,
-            _for_each("prompts", prompt, total),
+            for_each("prompts", prompt, total),
             options,
             seeds,
             keep_prompt,
             self.image_options,
             batch_size or self._batch_size,
+            slots or batch_size,
         )
 
     def match(
@@ -198,7 +240,7 @@ class Blip:
             self.med,
             self.tokenizer,
             images,
-            _texts(texts),
+            texts_of(texts),
             pairs,
             score,
             max_length or self.config.text.max_positions,
@@ -235,18 +277,11 @@ class Blip:
             ValueError: where the model has no ITM head, or there is nothing to rank.
         """
         self._require(self.config.has_matching, "retrieve", "matching")
-        if k < 1 or rank_by not in get_args(RankBy):
-            raise ValueError(
-                f"k is {k}, rank_by is {rank_by!r}; k must be at least 1, rank_by one of "
-                f"{', '.join(get_args(RankBy))}"
-            )
-        if not count(images) or not len(_texts(texts)):
-            raise ValueError(f"there are {count(images)} images and {len(_texts(texts))} texts")
         return retrieve.retrieve(
             self.med,
             self.tokenizer,
             images,
-            _texts(texts),
+            texts_of(texts),
             k,
             rank_by,
             max_length or self.config.text.max_positions,
@@ -283,7 +318,7 @@ class Blip:
         """Normalised ITC features [T, E], float32 on the host."""
         self._require(self.config.has_matching, "embed", "matching")
         max_length = max_length or self.config.text.max_positions
-        return embed.embed_texts(self.med, self.tokenizer, _texts(texts), max_length, _TEXT_BATCH)
+        return embed.embed_texts(self.med, self.tokenizer, texts_of(texts), max_length, _TEXT_BATCH)
 
     def answer(
         self,
@@ -313,7 +348,7 @@ class Blip:
             self.med,
             self.tokenizer,
             images,
-            _for_each("questions", questions, count(images)),
+            for_each("questions", questions, count(images)),
             candidates,
             k,
             SearchOptions(num_beams=num_beams, max_length=max_length, min_length=min_length),
@@ -334,13 +369,13 @@ class Blip:
         """NLVR2: the probability that each sentence is true of its pair of images, [N] float32."""
         self._require(self.config.kind == "nlvr", "compare", "NLVR2")
         lefts, rights = as_list(left), as_list(right)
-        _same_number("right images", len(rights), len(lefts))
+        same_number("right images", len(rights), len(lefts))
         return compare.compare(
             self.med,
             self.tokenizer,
             lefts,
             rights,
-            _for_each("sentences", sentences, len(lefts)),
+            for_each("sentences", sentences, len(lefts)),
             max_length or self.config.text.max_positions,
             self.image_options,
             batch_size or self._batch_size,
@@ -363,19 +398,3 @@ class Blip:
                 f"{self.source} is a checkpoint of kind {self.config.kind!r}, which cannot {verb}; "
                 f"load a {kind} checkpoint"
             )
-
-
-def _texts(texts: str | Sequence[str]) -> Sequence[str]:
-    return [texts] if isinstance(texts, str) else texts
-
-
-def _for_each(name: str, values: str | Sequence[str], number: int) -> Sequence[str]:
-    if isinstance(values, str):
-        return [values] * number
-    _same_number(name, len(values), number)
-    return values
-
-
-def _same_number(name: str, given: int, images: int) -> None:
-    if given != images:
-        raise ValueError(f"there are {given} {name} for {images} images; give one, or one for each")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -69,6 +69,13 @@ def retrieve(
     budget: int,
 ) -> Retrieval:
     """Rank images for each text and texts for each image; see `Blip.retrieve`."""
+    if k < 1 or rank_by not in get_args(RankBy):
+        raise ValueError(
+            f"k is {k}, rank_by is {rank_by!r}; k must be at least 1, rank_by one of "
+            f"{', '.join(get_args(RankBy))}"
+        )
+    if not count(images) or not len(texts):
+        raise ValueError(f"there are {count(images)} images and {len(texts)} texts")
     failures: dict[int, Picture] = {}
     looked = _FirstLook(model, images, image_options, batch_size, budget // 2, failures)
     warn_of_failures(failures)

@@ -36,7 +36,9 @@ def test_json_has_results_and_failures_and_writes_nothing(run: Any, pictures: Pa
     code, out, _ = run("caption", pictures, "--json", "--num-captions", 2)
     first, failed, last = objects(out)
     assert code == 0 and sorted(pictures.rglob("*")) == before
-    assert set(first) == {"path", "caption", "log_probability", "truncated", "captions"}
+    assert set(first) == {
+        "path", "caption", "log_probability", "truncated", "degenerate", "captions"
+    }  # fmt: skip
     assert len(first["captions"]) == 2 and first["caption"] == first["captions"][0]["caption"]
     assert failed["path"].endswith("broken.jpg") and failed["error"]
     assert failed["status"] == "failed_to_decode"
@@ -158,13 +160,11 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.scenes, name)
 
-    def caption(self, images: Any, prompt: str, **settings: Any) -> blip_fast.Captions:
+    def caption_stream(self, images: Any, prompt: str, **settings: Any) -> Any:
         self.asked = settings
-        captions = self.scenes.caption(images, prompt, **settings)
-        if not prompt:
-            rows = tuple(tuple(replace(text, text=" ") for text in row) for row in captions)
-            return replace(captions, rows=rows)
-        return captions
+        for outcome in self.scenes.caption_stream(images, prompt, **settings):
+            blank = tuple(replace(text, text=" ") for text in outcome.texts)
+            yield outcome if prompt else replace(outcome, texts=blank)
 
 
 @pytest.fixture
@@ -213,3 +213,23 @@ def test_a_folder_that_cannot_be_written_is_refused(run: Any, pictures: Path, lo
     finally:
         pictures.chmod(0o700)
     assert code == 1 and "cannot write captions" in err and loads == []
+
+
+def test_forbidden_words_are_not_written(run: Any, pictures: Path, scenes: Any) -> None:
+    picture, sidecar = pictures / "a.png", pictures / "a.txt"
+    first, second, *_ = scenes.caption([picture]).texts[0].split()
+    for flags in (
+        ("--forbid", first, "--forbid", second),
+        ("--fail_phrases", f"{first}, {second}"),
+    ):
+        assert run("caption", picture, "--existing", "overwrite", *flags)[0] == 0
+        assert not {first, second} & set(read(sidecar).split()), flags
+
+
+def test_slots_and_early_stopping(run: Any, pictures: Path, scenes: Any) -> None:
+    flags = ("--slots", 1, "--early-stopping", "true", "--repetition-penalty", 1.5)
+    assert run("caption", pictures / "a.png", *flags)[0] == 0
+    expected = scenes.caption([pictures / "a.png"], early_stopping=True, repetition_penalty=1.5)
+    assert read(pictures / "a.txt").strip() == expected.texts[0]
+    code, _, err = run("caption", pictures / "a.png", "--slots", 0, "--existing", "overwrite")
+    assert code == 1 and "slots is 0" in err

@@ -1,0 +1,31 @@
+"""The packaged model as the gate of faster arithmetic: its metrics stay where fp32 has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import blip_fast
+from blip_fast.scenes.score import score
+
+SCENES = 128  # in each of the four groups
+POINTS = 0.5
+
+
+def summary(**settings: Any) -> dict[str, float]:
+    model = blip_fast.load("scenes", device="cpu", **settings)
+    return score(model, scenes=SCENES, among=SCENES).summary()
+
+
+@pytest.fixture(scope="module")
+def exact() -> dict[str, float]:
+    return summary(dtype="float32")
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
+def test_metrics_stay(settings: dict[str, str], exact: dict[str, float]) -> None:
+    faster = summary(**settings)
+    assert faster.keys() == exact.keys() and len(exact) == 5
+    moved = {name: faster[name] - exact[name] for name in exact}
+    assert all(abs(points) <= POINTS for points in moved.values()), moved
