@@ -119,8 +119,8 @@ BLIP_FAST_INLINE void write_out(const float* sums, float total, T* out, int64_t 
 
 // Queries `from` to `from + count` of a task whose keys and values are packed.
 template <class Level, class T>
-BLIP_FAST_INLINE void attend(const AttentionJob<T>& job, const AttentionTask& task, Scratch<Level>& s,
-                             int64_t from, int64_t count) {
+BLIP_FAST_INLINE void attend(const AttentionJob<T>& job, const AttentionTask& task,
+                             Scratch<Level>& s, int64_t from, int64_t count) {
   constexpr int W = Level::W;
   const AttentionShape& shape = job.shape;
   const int64_t keys = shape.seen(task, from + count - 1);

@@ -28,7 +28,7 @@ BLIP_FAST_INLINE void multiply_panel(Tiles& tiles, const uint8_t* x, int64_t str
   constexpr Tile<5> kMoreRows;
   constexpr Tile<6> kLeft;
   constexpr Tile<7> kRight;
-  constexpr int64_t kLine = kTiledColumns * 4;  // bytes from a line of quads, or of sums, to the next
+  constexpr int64_t kLine = kTiledColumns * 4;  // bytes of a line of quads, or of sums
   const bool both = rows > kTileRows;
   const int64_t whole = quads / kTileRows, rest = quads % kTileRows;
   alignas(64) int8_t last[kTileRows * kLine];  // the quads left, and zeros
