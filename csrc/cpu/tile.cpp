@@ -45,7 +45,7 @@ float multiply_add(float a, float b, float c) {
 
 }  // namespace
 
-EmulatedTiles::EmulatedTiles(const TileConfig& config) : config_(config) {
+void EmulatedTiles::configure(const TileConfig& config) {
   STD_TORCH_CHECK(config.palette == 1 && config.start_row == 0, "tile palette ",
                   int{config.palette}, ", first row ", int{config.start_row}, "; AMX has 1 and 0");
   for (int i = 0; i < 16; ++i) {
@@ -54,6 +54,8 @@ EmulatedTiles::EmulatedTiles(const TileConfig& config) : config_(config) {
                     "tile ", i, " has ", int{config.rows[i]}, " rows of ",
                     int{config.row_bytes[i]}, " bytes; AMX has 8 of 16 rows of 64");
   }
+  config_ = config;
+  std::memset(data_, 0, sizeof data_);
 }
 
 void EmulatedTiles::zero(int to) { std::memset(data_[to], 0, sizeof data_[to]); }

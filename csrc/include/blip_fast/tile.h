@@ -6,7 +6,8 @@
 //
 // Making an object configures the tiles of the calling thread, whatever they were, with zeros in
 // them; its end releases them, because a thread with live tiles costs at every switch. So make one
-// in each task of a thread pool, and keep calls of other libraries out of its life.
+// in each task of a thread pool, and keep calls of other libraries out of its life. `configure`
+// gives them other shapes, and zeros again.
 #pragma once
 
 #include <cstdint>
@@ -49,13 +50,14 @@ inline constexpr TileConfig kWholeTiles = [] {
 // that the whole configuration and a tile in memory are read, and stores to them get lost.
 class AmxTiles {
  public:
-  explicit BLIP_FAST_INLINE AmxTiles(const TileConfig& config) {
-    asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
-  }
+  explicit BLIP_FAST_INLINE AmxTiles(const TileConfig& config) { configure(config); }
   BLIP_FAST_INLINE ~AmxTiles() { asm volatile("tilerelease" : : : "memory"); }
   AmxTiles(const AmxTiles&) = delete;
   AmxTiles& operator=(const AmxTiles&) = delete;
 
+  BLIP_FAST_INLINE void configure(const TileConfig& config) {
+    asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
+  }
   template <int kTo>
   BLIP_FAST_INLINE void zero(Tile<kTo>) {
     asm volatile("tilezero %%tmm%c0" : : "i"(kTo) : "memory");
@@ -90,10 +92,11 @@ class AmxTiles {
 // would be a fault of the processor is an exception.
 class EmulatedTiles {
  public:
-  explicit EmulatedTiles(const TileConfig& config);
+  explicit EmulatedTiles(const TileConfig& config) { configure(config); }
   EmulatedTiles(const EmulatedTiles&) = delete;
   EmulatedTiles& operator=(const EmulatedTiles&) = delete;
 
+  void configure(const TileConfig& config);
   void zero(int to);
   void load(int to, const void* from, int64_t stride);
   void store(int from, void* to, int64_t stride) const;
