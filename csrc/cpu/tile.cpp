@@ -1,15 +1,21 @@
-// Tiles in plain C++, with the arithmetic of the processor's.
+// Tiles in plain C++, with the arithmetic of the processor's, and both kinds for tests to compare.
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include <torch/headeronly/util/Exception.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
+#include <blip_fast/check.h>
+#include <blip_fast/isa.h>
 #include <blip_fast/tile.h>
 
 namespace blip_fast {
 namespace {
+
+std::atomic<int64_t> products_made{0};
 
 template <class T>
 T read(const uint8_t* from) {
@@ -81,7 +87,10 @@ void EmulatedTiles::check_product(int c, int a, int b) const {
                       config_.row_bytes[c] == config_.row_bytes[b] &&
                       config_.row_bytes[a] == 4 * config_.rows[b] && config_.row_bytes[c] % 4 == 0,
                   "tiles ", c, ", ", a, " and ", b, " have shapes that do not multiply");
+  products_made.fetch_add(1, std::memory_order_relaxed);
 }
+
+int64_t EmulatedTiles::products() { return products_made.load(std::memory_order_relaxed); }
 
 // TDPBF16PS: the first elements of all pairs and the second ones are summed apart, each product
 // and its addition rounded once, and only the two sums meet what was there before.
@@ -125,4 +134,52 @@ void EmulatedTiles::add_quads(int c, int a, int b) {
   }
 }
 
+namespace {
+
+template <class Kind>
+void multiply_once(void* c, const void* a, const void* b, bool pairs) {
+  Kind tiles(kWholeTiles);
+  tiles.load(Tile<0>{}, c, kTileBytes);
+  tiles.load(Tile<1>{}, a, kTileBytes);
+  tiles.load(Tile<2>{}, b, kTileBytes);
+  if (pairs) {
+    tiles.add_pairs(Tile<0>{}, Tile<1>{}, Tile<2>{});
+  } else {
+    tiles.add_quads(Tile<0>{}, Tile<1>{}, Tile<2>{});
+  }
+  tiles.store(Tile<0>{}, c, kTileBytes);
+}
+
+Tensor tile_product(const Tensor& c, const Tensor& a, const Tensor& b) {
+  const bool pairs = c.scalar_type() == ScalarType::Float;
+  const auto check = [](const Tensor& tile, ScalarType dtype, int64_t size, const char* name) {
+    check_contiguous(tile, name);
+    check_dtype(tile, dtype, name);
+    STD_TORCH_CHECK(tile.numel() * size == kTileRows * kTileBytes, name, " has ", tile.numel(),
+                    " elements, expected ", kTileRows * kTileBytes / size);
+  };
+  check(c, pairs ? ScalarType::Float : ScalarType::Int, 4, "c");
+  check(a, pairs ? ScalarType::BFloat16 : ScalarType::Byte, pairs ? 2 : 1, "a");
+  check(b, pairs ? ScalarType::BFloat16 : ScalarType::Char, pairs ? 2 : 1, "b");
+  STD_TORCH_CHECK(current_tiles() != Tiles::none, "instruction set '", current_level().name,
+                  "' has no tiles; set one that has");
+  Tensor sum = torch::stable::clone(c);
+  auto run = &multiply_once<EmulatedTiles>;
+#if defined(__x86_64__)
+  if (current_tiles() == Tiles::amx) run = &multiply_once<AmxTiles>;
+#endif
+  run(sum.mutable_data_ptr(), a.const_data_ptr(), b.const_data_ptr(), pairs);
+  return sum;
+}
+
+int64_t emulated_products() { return EmulatedTiles::products(); }
+
+}  // namespace
 }  // namespace blip_fast
+
+STABLE_TORCH_LIBRARY_IMPL(blip_fast, CPU, m) {
+  m.impl("tile_product", TORCH_BOX(&blip_fast::tile_product));
+}
+STABLE_TORCH_LIBRARY_IMPL(blip_fast, CompositeExplicitAutograd, m) {
+  m.impl("emulated_products", TORCH_BOX(&blip_fast::emulated_products));
+}

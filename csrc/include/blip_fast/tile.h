@@ -103,6 +103,9 @@ class EmulatedTiles {
   void add_pairs(int c, int a, int b);
   void add_quads(int c, int a, int b);
 
+  // By all threads since the start: tests see in it that a path over tiles ran.
+  static int64_t products();
+
  private:
   void check_product(int c, int a, int b) const;
 
