@@ -83,6 +83,10 @@ _SCHEMAS = {
     # Not rooms: which instructions the CPU library uses, so that tests can force each path.
     "set_cpu_isa": "(str isa) -> ()",
     "cpu_isa": "() -> str",
+    # One product of tiles by the level's kind of them, c [16, 16] + a [16, 64 bytes] b [16, 64
+    # bytes] as AMX lays them out, and how many products emulated tiles have made so far.
+    "tile_product": "(Tensor c, Tensor a, Tensor b) -> Tensor",
+    "emulated_products": "() -> int",
 }
 _OVERLOADS = {
     "add_layernorm": ("native",),

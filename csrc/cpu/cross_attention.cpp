@@ -15,6 +15,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <blip_fast/cell_tiles.h>
 #include <blip_fast/check.h>
 #include <blip_fast/isa.h>
 #include <blip_fast/memory_rows.h>
@@ -24,7 +25,12 @@ namespace blip_fast {
 namespace {
 
 constexpr int64_t kKeys = 64;   // in a block
-constexpr int64_t kRows = 12;   // multiplied at a time: with both operands they fit the L1 cache
+// Rows that are multiplied at a time: with both operands they fit the L1 cache.
+template <class Level>
+constexpr int64_t kRows = 12;
+template <class Cells, class Tiles>
+constexpr int64_t kRows<TileLevel<Cells, Tiles>> = kTileRows;
+constexpr int64_t kMostRows = kTileRows;
 constexpr int64_t kUnitRows = 384;  // rows times heads of a unit: their states fit the L2 cache
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -51,8 +57,8 @@ struct Space {
         q(from.cells(unit_rows * depth)),
         keys(from.cells(depth * kKeys)),
         values(from.cells(kKeys / Cells::kDepth * width)),
-        weights(from.cells(kRows * kKeys)),
-        scores(from.floats(kRows * kKeys)),
+        weights(from.cells(kMostRows * kKeys)),
+        scores(from.floats(kMostRows * kKeys)),
         states(from.floats(unit_rows * state)),
         tops(from.floats(unit_rows)) {}
 };
@@ -61,7 +67,7 @@ struct Space {
 int64_t workspace_cells(int64_t head_width, int64_t unit_rows) {
   const int64_t width = round_up(head_width, 32);
   return Workspace::rounded(unit_rows * (2 * width + 16 + 1)) + 2 * kKeys * width +
-         2 * kRows * kKeys + 64;
+         2 * kMostRows * kKeys + 64;
 }
 
 // Turns a row of scores into cells of weights 2^((score - top) * scale); raises the row's top and
@@ -98,22 +104,22 @@ BLIP_FAST_INLINE void weigh(const float* scores, int64_t lanes, float scale, flo
 
 // A head's block of `count` keys, laid out in `space`, against `rows` queries from row `first` on.
 template <class Level>
-BLIP_FAST_INLINE void attend_block(const Space<typename Level::Cells>& space, int64_t first,
-                                   int64_t rows, int64_t count, float scale) {
+BLIP_FAST_INLINE void attend_block(Level& level, const Space<typename Level::Cells>& space,
+                                   int64_t first, int64_t rows, int64_t count, float scale) {
   using Cells = typename Level::Cells;
   const int64_t lanes = round_up(count, 2 * Cells::kWidth);
   const int64_t stride = kKeys / Cells::kDepth;
   float* const states = space.states + first * space.state;
-  Level::multiply({space.q + first * space.depth, space.depth, 1, space.keys, kKeys, space.scores,
-                   kKeys, rows, lanes, space.depth, false});
+  level.multiply({space.q + first * space.depth, space.depth, 1, space.keys, kKeys, space.scores,
+                  kKeys, rows, lanes, space.depth, false});
   for (int64_t r = 0; r < rows; ++r) {
     float* const scores = space.scores + r * kKeys;
     std::fill(scores + count, scores + lanes, -kInfinity);
     weigh<Cells>(scores, lanes, scale, space.tops[first + r], states + r * space.state,
                  space.width, space.weights + r * stride);
   }
-  Level::multiply({space.weights, stride, 1, space.values, space.width, states, space.state,
-                   rows, space.width, lanes / Cells::kDepth, true});
+  level.multiply({space.weights, stride, 1, space.values, space.width, states, space.state,
+                  rows, space.width, lanes / Cells::kDepth, true});
 }
 
 template <class Cells>
@@ -162,6 +168,7 @@ BLIP_FAST_INLINE void run_unit(const MemoryAttention& job, const Unit& unit, Wor
   const int64_t stride = memory.token_stride;
   const float scale = kLog2E / std::sqrt(static_cast<float>(memory.width));
   begin<Cells>(job, unit, space);
+  Level level;
   for (int64_t key = 0; key < keys; key += kKeys) {
     const int64_t count = std::min(kKeys, keys - key);
     const int64_t ahead = key + kKeys < keys ? kKeys * stride : 0;
@@ -170,9 +177,9 @@ BLIP_FAST_INLINE void run_unit(const MemoryAttention& job, const Unit& unit, Wor
       const T* const v = memory.values<T>(unit.memory, unit.head + h) + key * stride;
       rows_as_lanes<Cells>({k, stride, count, memory.width, ahead}, space.keys, kKeys);
       rows_as_depth<Cells>({v, stride, count, memory.width, ahead}, space.values, space.width);
-      for (int64_t r = 0; r < unit.count; r += kRows) {
-        attend_block<Level>(space, h * unit.count + r, std::min(kRows, unit.count - r), count,
-                            scale);
+      for (int64_t r = 0; r < unit.count; r += kRows<Level>) {
+        attend_block(level, space, h * unit.count + r, std::min(kRows<Level>, unit.count - r),
+                     count, scale);
       }
     }
   }
@@ -200,18 +207,35 @@ BLIP_FAST_TARGET_AVX512BF16 void unit_avx512bf16(const MemoryAttention& job, con
                                                  Workspace& from) {
   run_unit<Avx512Bf16Level>(job, unit, from);
 }
+BLIP_FAST_TARGET_AVX512BF16 void unit_amx(const MemoryAttention& job, const Unit& unit,
+                                          Workspace& from) {
+  run_unit<TileLevel<PairCells, AmxTiles>>(job, unit, from);
+}
+BLIP_FAST_TARGET_AVX512BF16 void unit_amx_emulated(const MemoryAttention& job, const Unit& unit,
+                                                   Workspace& from) {
+  run_unit<TileLevel<PairCells, EmulatedTiles>>(job, unit, from);
+}
 #endif
+
+void unit_amx_portable(const MemoryAttention& job, const Unit& unit, Workspace& from) {
+  run_unit<TileLevel<PlainPairCells, EmulatedTiles>>(job, unit, from);
+}
 
 using RunUnit = void (*)(const MemoryAttention&, const Unit&, Workspace&);
 
 template <class T>
 RunUnit pick_unit() {
+  constexpr bool kPairs = std::is_same_v<T, BFloat16>;
+  const auto [name, isa, tiles] = current_level();
 #if defined(__x86_64__)
-  const Isa isa = current_isa();
-  if (std::is_same_v<T, BFloat16> && isa >= Isa::avx512bf16) return &unit_avx512bf16;
+  if (kPairs && tiles == Tiles::amx) return &unit_amx;
+  if (kPairs && isa == Isa::avx512bf16) {
+    return tiles == Tiles::none ? &unit_avx512bf16 : &unit_amx_emulated;
+  }
   if (isa >= Isa::avx512) return &unit_avx512<T>;
   if (isa == Isa::avx2) return &unit_avx2<T>;
 #endif
+  if (kPairs && tiles == Tiles::emulated) return &unit_amx_portable;
   return &unit_portable<T>;
 }
 

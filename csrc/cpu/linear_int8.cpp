@@ -20,6 +20,7 @@
 #include <blip_fast/check.h>
 #include <blip_fast/dot.h>
 #include <blip_fast/epilogue.h>
+#include <blip_fast/int8_tiles.h>
 #include <blip_fast/isa.h>
 #include <blip_fast/product.h>
 #include <blip_fast/quad.h>
@@ -35,7 +36,8 @@ constexpr int64_t kZero = 128;       // the byte that stands for 0 in x
 constexpr float kLevels = 127.0f;    // from 0 to the largest magnitude of a row
 constexpr float kLeast = 1e-30f;     // a row's largest magnitude counts at least as much
 constexpr int64_t kBlock = 1 << 18;  // bytes of x that stay in the L2 cache beside a panel
-constexpr int64_t kRows = 12;         // blocks of rows are a multiple: the tallest tile
+// Up to so many rows vectors multiply while a panel comes from memory; tiles would wait for it too.
+constexpr int64_t kFewRows = 12;
 constexpr int64_t kGrain = 1 << 20;  // multiply-adds that are worth waking a thread for
 // How far before its use the weight is asked for: one row of x waits for nothing but memory.
 constexpr int64_t kAhead = 4096;
@@ -58,8 +60,12 @@ struct Job {
 // Rows of x as bytes, and the scale of each.
 class Bytes {
  public:
+  // There is memory for whole tiles of 16 rows.
   Bytes(int64_t rows, int64_t stride)
-      : data_(new (std::align_val_t{64}) uint8_t[rows * stride]), scales_(rows), stride_(stride) {}
+      : data_(new (std::align_val_t{64})
+                  uint8_t[(rows + kTileRows - 1) / kTileRows * kTileRows * stride]),
+        scales_(rows),
+        stride_(stride) {}
   uint8_t* row(int64_t index) const { return data_.get() + index * stride_; }
   float& scale(int64_t index) { return scales_[index]; }
   const float& scale(int64_t index) const { return scales_[index]; }
@@ -180,39 +186,70 @@ BLIP_FAST_INLINE void multiply_panels(const Job<T>& job, const Bytes& x, int64_t
   }
 }
 
-// One copy of the code for each instruction set.
-#define BLIP_FAST_STEPS(Name, Quads, Target)                                                    \
+// As `multiply_panels`, on tiles where rows are many.
+template <class D, class Tiles, class T>
+BLIP_FAST_INLINE void multiply_panels_on_tiles(const Job<T>& job, const Bytes& x, int64_t rows,
+                                               int64_t first, int64_t from, int64_t to) {
+  if (rows <= kFewRows) return multiply_panels<D>(job, x, rows, first, from, to);
+  static_assert(kPanel == kTiledColumns);
+  alignas(64) int32_t sums[kTiledRows][kPanel];
+  Tiles tiles(kWholeTiles);
+  for (int64_t panel = from; panel < to; ++panel) {
+    const int8_t* const weight = job.weight + panel * job.quads() * kPanel * kQuad;
+    for (int64_t row = 0; row < rows; row += kTiledRows) {
+      const int64_t count = std::min(kTiledRows, rows - row);
+      multiply_panel(tiles, x.row(row), x.stride(), count, weight, job.quads(),
+                     job.starts + panel * kPanel, sums[0]);
+      for (int64_t m = 0; m < count; ++m) {
+        finish_row<D::W>(job, sums[m], x.scale(row + m), first + row + m, panel * kPanel, kPanel);
+      }
+    }
+  }
+}
+
+// One copy of the code for each instruction set; kRows: blocks of rows are a multiple.
+#define BLIP_FAST_STEPS(Name, Quads, Rows, Multiply, Target)                                    \
   template <class T>                                                                            \
   struct Name {                                                                                 \
+    static constexpr int64_t kRows = Rows;                                                      \
     Target static void quantise(const Job<T>& job, int64_t from, int64_t to, Bytes& bytes) {    \
       for (int64_t r = from; r < to; ++r) quantise_row<Quads::W>(job, r, bytes, r - from);      \
     }                                                                                           \
     Target static void multiply(const Job<T>& job, const Bytes& x, int64_t rows, int64_t first, \
                                 int64_t from, int64_t to) {                                     \
-      multiply_panels<Quads>(job, x, rows, first, from, to);                                    \
+      Multiply(job, x, rows, first, from, to);                                                  \
     }                                                                                           \
   };
-BLIP_FAST_STEPS(PortableSteps, PlainQuads, )
+#define BLIP_FAST_VECTOR_STEPS(Name, Quads, Target) \
+  BLIP_FAST_STEPS(Name, Quads, Quads::kRows, multiply_panels<Quads>, Target)
+#define BLIP_FAST_TILE_STEPS(Name, Quads, Tiles, Target) \
+  BLIP_FAST_STEPS(Name, Quads, kTiledRows, (multiply_panels_on_tiles<Quads, Tiles>), Target)
+BLIP_FAST_VECTOR_STEPS(PortableSteps, PlainQuads, )
+BLIP_FAST_TILE_STEPS(AmxPortableSteps, PlainQuads, EmulatedTiles, )
 #if defined(__x86_64__)
-BLIP_FAST_STEPS(Avx2Steps, PairedQuads<8>, BLIP_FAST_TARGET_AVX2)
-BLIP_FAST_STEPS(Avx512Steps, PairedQuads<16>, BLIP_FAST_TARGET_AVX512)
-BLIP_FAST_STEPS(VnniSteps, VnniQuads, BLIP_FAST_TARGET_AVX512BF16)
+BLIP_FAST_VECTOR_STEPS(Avx2Steps, PairedQuads<8>, BLIP_FAST_TARGET_AVX2)
+BLIP_FAST_VECTOR_STEPS(Avx512Steps, PairedQuads<16>, BLIP_FAST_TARGET_AVX512)
+BLIP_FAST_VECTOR_STEPS(VnniSteps, VnniQuads, BLIP_FAST_TARGET_AVX512BF16)
+BLIP_FAST_TILE_STEPS(AmxSteps, VnniQuads, AmxTiles, BLIP_FAST_TARGET_AVX512BF16)
+BLIP_FAST_TILE_STEPS(AmxEmulatedSteps, VnniQuads, EmulatedTiles, BLIP_FAST_TARGET_AVX512BF16)
 #endif
+#undef BLIP_FAST_TILE_STEPS
+#undef BLIP_FAST_VECTOR_STEPS
 #undef BLIP_FAST_STEPS
 
 // Rows of x that are quantised at once: what stays in the cache, in equal shares for all threads.
-int64_t rows_at_once(int64_t rows, int64_t stride) {
-  const int64_t most = std::max<int64_t>(kRows, kBlock / std::max<int64_t>(1, stride));
+int64_t rows_at_once(int64_t rows, int64_t stride, int64_t step) {
+  const int64_t most = std::max<int64_t>(step, kBlock / std::max<int64_t>(1, stride));
   int64_t blocks = (rows + most - 1) / most;
   if (blocks == 1) return rows;
   const int64_t threads = torch::stable::get_num_threads();
   blocks = (blocks + threads - 1) / threads * threads;
-  return ((rows + blocks - 1) / blocks + kRows - 1) / kRows * kRows;
+  return ((rows + blocks - 1) / blocks + step - 1) / step * step;
 }
 
 template <class Steps, class T>
 void run_with(const Job<T>& job) {
-  const int64_t at_once = rows_at_once(job.rows, job.stride());
+  const int64_t at_once = rows_at_once(job.rows, job.stride(), Steps::kRows);
   const int64_t panels = job.panels(), panel_work = kPanel * std::max<int64_t>(1, job.k);
   if (at_once == job.rows) {  // few: threads share the panels
     Bytes x(job.rows, job.stride());
@@ -237,11 +274,16 @@ void run_with(const Job<T>& job) {
 
 template <class T>
 void run(const Job<T>& job) {
+  const auto [name, isa, tiles] = current_level();
 #if defined(__x86_64__)
-  if (current_isa() >= Isa::avx512bf16) return run_with<VnniSteps<T>>(job);
-  if (current_isa() == Isa::avx512) return run_with<Avx512Steps<T>>(job);
-  if (current_isa() == Isa::avx2) return run_with<Avx2Steps<T>>(job);
+  if (tiles == Tiles::amx) return run_with<AmxSteps<T>>(job);
+  if (isa == Isa::avx512bf16) {
+    return tiles == Tiles::none ? run_with<VnniSteps<T>>(job) : run_with<AmxEmulatedSteps<T>>(job);
+  }
+  if (isa == Isa::avx512) return run_with<Avx512Steps<T>>(job);
+  if (isa == Isa::avx2) return run_with<Avx2Steps<T>>(job);
 #endif
+  if (tiles == Tiles::emulated) return run_with<AmxPortableSteps<T>>(job);
   run_with<PortableSteps<T>>(job);
 }
 

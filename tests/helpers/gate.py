@@ -28,6 +28,10 @@ Result = Tensor | tuple[Tensor, ...]
 
 # The levels of csrc/include/blip_fast/isa.h; tests/kernels/test_gate.py holds them together.
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")
+# Beside them in rooms with a path over AMX tiles: the processor's, and the same path on emulated
+# ones, with the vectors of such a processor and with anyone's.
+TILES = ("amx", "amx-emulated", "amx-portable")
+TILED_ROOMS = ("attention", "linear_int8")
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,11 @@ class Run:
 
 def runs(room: str, every_isa: bool = True) -> list[Run]:
     """Every implementation of a room; the compiled one once for each instruction set, or once."""
+    isas = (*ISAS, *TILES) if room in TILED_ROOMS else ISAS
     return [
         Run(room, name, isa)
         for name in _ops._rooms[room].implementations
-        for isa in (ISAS if name == "native" and every_isa else ("",))
+        for isa in (isas if name == "native" and every_isa else ("",))
     ]
 
 

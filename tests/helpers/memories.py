@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 
+import gate
 import pytest
 import torch
 from oracles import attend
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blip_fast import kernels
 from blip_fast.kernels import _ops
 
-ISAS = ("avx512bf16", "avx512", "avx2", "portable")
+ISAS = (*gate.ISAS, *gate.TILES)
 IMPLEMENTATIONS = ("reference", *ISAS)
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -46,17 +47,8 @@ def forced(implementation: str) -> Iterator[None]:
         return
     if not _ops.NATIVE_LOADED:
         pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(implementation)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {implementation}: {error}")
-    try:
-        with kernels.use("native"):
-            yield
-        assert torch.ops.blip_fast.cpu_isa() == implementation
-    finally:
-        torch.ops.blip_fast.set_cpu_isa(before)
+    with gate.forced_isa(implementation), kernels.use("native"):
+        yield
 
 
 def offsets_of(lengths: list[int]) -> Tensor:

@@ -7,6 +7,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from gate import ISAS, TILES, forced_isa
 from oracles import attend
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
@@ -19,8 +20,9 @@ needs_native = pytest.mark.skipif(
     not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
 )
 DTYPES = [torch.float32, torch.bfloat16]
-# One token, few, around the blocks of keys (64) and of queries, and the model's at 224 px.
-LENGTHS = [[1], [5, 1, 17, 2], [3, 3, 3], [64, 0, 65], [197]]
+# One token, few, around the blocks of keys (64; 32 on tiles) and of queries, and the model's at
+# 224 px.
+LENGTHS = [[1], [5, 1, 17, 2], [3, 3, 3], [64, 0, 65], [31, 97], [197]]
 # Other than BLIP's 64: around vectors and pairs of them, odd, and the largest.
 WIDTHS = [1, 16, 33, 80, 128]
 
@@ -38,7 +40,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "portable", "reference"])
+@pytest.fixture(params=[*ISAS, *TILES, "reference"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """The native code of one instruction set after the other, and the reference, by name."""
     if request.param == "reference":
@@ -47,15 +49,8 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     if not _ops.NATIVE_LOADED:
         pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {request.param}: {error}")
-    with kernels.use("native", "attention"):
+    with forced_isa(request.param), kernels.use("native", "attention"):
         yield request.param
-    assert torch.ops.blip_fast.cpu_isa() == request.param
-    torch.ops.blip_fast.set_cpu_isa(before)
 
 
 def offsets_of(lengths: list[int]) -> Tensor:
@@ -122,6 +117,53 @@ def test_extreme_values_stay_finite_and_exact(path: str, scale: float, dtype: to
     truth = torch.stack([oracle(image, [40], False) for image in qkv.to(wide(dtype))])
     same = torch.stack([oracle(image, [40], False) for image in qkv])
     assert_close_as_torch(f"scale {scale}", kernels.attention(qkv), same, truth)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_far_above_the_first_ones(path: str, causal: bool) -> None:
+    """On tiles weights are taken against the first keys; rows where that overflows are repeated.
+
+    From key 40 on some queries score so high that float32 does not hold e to the difference, and
+    values are so large that products of weights with them overflow where their sum does not.
+    """
+    qkv = torch.randn(150, 3, 2, 64)
+    qkv[:, :2] *= 4
+    qkv[40::9, 1] *= 5
+    qkv[70:80, 1] = qkv[120:130, 0] * 3
+    qkv[:, 2, 1] *= 1e30
+    qkv = qkv.bfloat16()
+    assert reaches(qkv, 32, causal) > 100.0, "no weight overflows"
+    truth = oracle(qkv.float(), [150], causal)
+    ours = kernels.attention(qkv[None], causal=causal)[0]
+    assert ours.isfinite().all()
+    same = oracle(qkv, [150], causal)
+    for head in range(2):
+        names = f"head {head}, causal {causal}"
+        assert_close_as_torch(names, ours[:, head], same[:, head], truth[:, head])
+
+
+def reaches(qkv: Tensor, first: int, causal: bool) -> float:
+    """By how much, at the most, a query's largest score is above that of its first keys."""
+    q, k, _ = qkv.float().permute(1, 2, 0, 3)
+    scores = q @ k.transpose(-1, -2) / 8
+    if causal:
+        scores = scores.masked_fill(scores.new_ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+    return (scores.amax(-1) - scores[..., :first].amax(-1)).max().item()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("where", [3, 40, 69])
+def test_what_is_not_finite_is_as_in_the_formula(path: str, bad: float, where: int) -> None:
+    """In a value it reaches what attends to it, and nothing else; in a query its own row."""
+    values, queries = torch.randn(2, 70, 3, 1, 64).bfloat16().unbind()
+    values[where, 2, 0, 7] = bad
+    out = kernels.attention(values[None])[0, :, 0]
+    assert out[:, :7].isfinite().all() and out[:, 8:].isfinite().all()
+    assert (out[:, 7].isnan() if bad != bad else out[:, 7] == bad).all()
+    queries[where, 0, 0, 7] = bad
+    out = kernels.attention(queries[None])[0, :, 0]
+    assert out[where].isnan().all()
+    assert out[:where].isfinite().all() and out[where + 1 :].isfinite().all()
 
 
 def test_a_nan_reaches_its_own_sequence_and_head_only(path: str) -> None:

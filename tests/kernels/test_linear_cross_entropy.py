@@ -41,9 +41,17 @@ def formula(
     return losses.masked_fill(targets == IGNORE, 0)
 
 
+def test_gradients_of_no_tokens_are_zero(implementation: str) -> None:
+    hidden, weight, bias, targets = inputs(0, 20, torch.float32)
+    leaves = [t.requires_grad_() for t in (hidden, weight, bias)]
+    grads = torch.autograd.grad(kernels.linear_cross_entropy(*leaves, targets).sum(), leaves)
+    assert grads[0].shape == (0, 16)
+    assert not grads[1].any() and not grads[2].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("tokens", "vocabulary"), [(9, 50), (1, 1), (8, 16), (13, 33)])
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(9, 50), (1, 1), (4, 33), (8, 16), (13, 33)])
 def test_losses_and_every_gradient(
     implementation: str, tokens: int, vocabulary: int, smoothing: float, dtype: torch.dtype
 ) -> None:

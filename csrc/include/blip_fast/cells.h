@@ -177,9 +177,9 @@ struct Product {
 };
 
 // Rows and vectors of C that stay in registers: 24 of 32, or 12 of 16.
-inline constexpr int kTileRows = 6;
+inline constexpr int kRegisterRows = 6;
 template <int W>
-inline constexpr int kTileVectors = W == 16 ? 4 : 2;
+inline constexpr int kRegisterVectors = W == 16 ? 4 : 2;
 
 template <class Cells, int kRows, int kVectors>
 BLIP_FAST_INLINE void multiply_tile(const Product& p, int64_t row, int64_t lane) {
@@ -220,8 +220,8 @@ BLIP_FAST_INLINE void multiply_tile(const Product& p, int64_t row, int64_t lane)
 template <class Cells, int kVectors>
 BLIP_FAST_INLINE void multiply_columns(const Product& p, int64_t lane) {
   int64_t row = 0;
-  for (; row + kTileRows <= p.rows; row += kTileRows) {
-    multiply_tile<Cells, kTileRows, kVectors>(p, row, lane);
+  for (; row + kRegisterRows <= p.rows; row += kRegisterRows) {
+    multiply_tile<Cells, kRegisterRows, kVectors>(p, row, lane);
   }
   switch (p.rows - row) {
     case 1: return multiply_tile<Cells, 1, kVectors>(p, row, lane);
@@ -235,13 +235,13 @@ BLIP_FAST_INLINE void multiply_columns(const Product& p, int64_t lane) {
 
 template <class Cells>
 BLIP_FAST_INLINE void multiply_all(const Product& whole) {
-  constexpr int kStep = kTileVectors<Cells::kWidth> * Cells::kWidth;
+  constexpr int kStep = kRegisterVectors<Cells::kWidth> * Cells::kWidth;
   Product p = whole;
   for (int64_t k = 0; k < whole.depth; k += Cells::kChain) {
     p.depth = std::min(Cells::kChain, whole.depth - k);
     int64_t lane = 0;
     for (; lane + kStep <= p.lanes; lane += kStep) {
-      multiply_columns<Cells, kTileVectors<Cells::kWidth>>(p, lane);
+      multiply_columns<Cells, kRegisterVectors<Cells::kWidth>>(p, lane);
     }
     if (lane < p.lanes) multiply_columns<Cells, 2>(p, lane);
     p.a += p.depth * p.a_step;

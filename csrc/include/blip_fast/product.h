@@ -51,6 +51,25 @@ struct FloatUnits {
   static BLIP_FAST_INLINE void add(f32<W>& c, const Vector& a, const Vector& b) { c += a * b; }
 };
 
+// Pairs of bfloat16, everywhere: the layout that tiles multiply, for a processor without them.
+struct PlainPairUnits {
+  static constexpr int W = 4;
+  static constexpr int kDepth = 2;
+  static constexpr int kVectors = 2;
+  using Unit = uint32_t;
+  using Vector = u32<4>;
+  static BLIP_FAST_INLINE Vector spread(const Unit* a) { return *a + Vector{}; }
+  static BLIP_FAST_INLINE void add(f32<4>& c, const Vector& a, const Vector& b) {
+    c += (f32<4>)(a << 16) * (f32<4>)(b << 16);
+    c += (f32<4>)(a & 0xffff0000u) * (f32<4>)(b & 0xffff0000u);
+  }
+  // Eight bfloat16 in the order of memory: those of `a`, then those of `b`.
+  static BLIP_FAST_INLINE Vector narrow_in_order(const f32<4>& a, const f32<4>& b) {
+    return Storage<4, BFloat16>::narrow({__builtin_shufflevector(a, b, 0, 2, 4, 6),
+                                         __builtin_shufflevector(a, b, 1, 3, 5, 7)});
+  }
+};
+
 #if defined(__x86_64__)
 // Pairs of bfloat16, AVX512_BF16. As assembly, because an intrinsic may not stand in a function
 // that leaves its instruction set to its caller.
@@ -159,6 +178,7 @@ BLIP_FAST_INLINE void multiply_all(const Product<typename Level::Unit>& p) {
   };
 
 BLIP_FAST_LEVEL(PortableLevel, FloatUnits<4>, )
+BLIP_FAST_LEVEL(PortablePairLevel, PlainPairUnits, )
 #if defined(__x86_64__)
 BLIP_FAST_LEVEL(Avx2Level, FloatUnits<8>, BLIP_FAST_TARGET_AVX2)
 BLIP_FAST_LEVEL(Avx512Level, FloatUnits<16>, BLIP_FAST_TARGET_AVX512)
