@@ -76,7 +76,7 @@ def run_capfilt(
     size = options.batch_size or default_batch_size(captioner.device.type)
     rows: list[Row] = []
     for batch in chunks(_read(records, captioner, filter_), size):
-        rows += _finish(batch, captioner, filter_, options)
+        rows += _finish(batch, len(rows), captioner, filter_, options)
         if progress is not None:
             progress(len(batch))
     settings = {"source": displayable(source.resolve()), **options.to_dict()}
@@ -113,13 +113,13 @@ def _read(records: Sequence[Record], captioner: Blip, filter_: Blip) -> Iterator
 
 
 def _finish(
-    batch: Sequence[_Item], captioner: Blip, filter_: Blip, options: CapFiltOptions
+    batch: Sequence[_Item], first: int, captioner: Blip, filter_: Blip, options: CapFiltOptions
 ) -> list[Row]:
     """The rows of a batch, in its order."""
     readable = [item for item in batch if item.failure is None]
     candidates = iter(_candidates(readable, captioner, filter_, options) if readable else ())
     rows = []
-    for item in batch:
+    for number, item in enumerate(batch, first):
         picture = item.failure or item.captioned
         read = item.failure is None
         rows.append(
@@ -130,7 +130,8 @@ def _finish(
                 error_message=picture.error or item.record.web_error,
                 width=picture.width if read else None,
                 height=picture.height if read else None,
-                web_text=item.record.web_text,
+                number=number,
+                web_texts=() if item.record.web_text is None else (item.record.web_text,),
                 candidates=next(candidates) if read else (),
             )
         )
@@ -192,6 +193,7 @@ def _web_text(record: Record) -> list[Candidate]:
 def _from_generated(text: Generated) -> Candidate:
     return Candidate(
         source="synthetic",
+        captioner=0,
         text=text.text,
         token_ids=text.token_ids,
         log_probability=text.log_probability,
