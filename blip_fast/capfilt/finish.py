@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
+from blip_fast.capfilt.ledger import check_run
 from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.report import render_report
@@ -98,6 +99,13 @@ def run_settings(
         if device is not None:
             settings["batch_size"] = default_batch_size(device)
     return settings
+
+
+def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -> None:
+    """Raise a ValueError where a folder belongs to another run, as far as that is known before a
+    model is loaded; not where it may be replaced."""
+    if not options.overwrite:
+        check_run(output, run_settings(source, options))
 
 
 def _shown(names: Sequence[str], gallery: int) -> Sequence[str]:
