@@ -34,26 +34,31 @@ _TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat")
 
 def finish(
     output: Path,
+    scratch: Path,
     source: WebSource,
     models: Models,
     failures: Sequence[tuple[str, Status, str]],
     done: int,
 ) -> CapFiltSummary:
-    """Write what is missing beside the shards; the totals last."""
+    """Write what is missing beside the shards; the totals last.
+
+    Args:
+        scratch: a folder on the same disk for unfinished files.
+    """
     options = models.options
     fresh = done or not (output / TOTALS).exists()
     stats = totals_so_far(output, source, models) if fresh else _read(output / TOTALS)
     if options.coco_json and (fresh or not (output / COCO).exists()):
-        write_coco(output)
+        write_coco(output, scratch)
     if options.sidecars and (fresh or not (output / SIDECARS).exists()):
-        write_sidecars(output)
+        write_sidecars(output, scratch)
     if fresh or not (output / REPORT).exists():
         names = committed(output)
         rows = map(Row.from_dict, read_rows(output, shards=_shown(names, options.gallery)))
         page = render_report(rows, stats)
-        with replacing(output / REPORT) as temporary:
+        with replacing(output / REPORT, scratch=scratch) as temporary:
             temporary.write_text(page, encoding="utf-8")
-        write_json(output / TOTALS, stats)
+        write_json(output / TOTALS, stats, scratch)
     return CapFiltSummary(output, stats, list(failures), done=done)
 
 

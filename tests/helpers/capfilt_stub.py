@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,14 @@ class StubBlip:
     """Counts what it sees; a text with "bad" in it does not match, one with "nan" has no score."""
 
     def __init__(
-        self, kind: str = "pretrain", size: int = 32, trained: bool = True, source: str = "stub"
+        self,
+        kind: str = "pretrain",
+        size: int = 32,
+        trained: bool = True,
+        source: str = "stub",
+        delay: float = 0.0,
     ) -> None:
+        self.delay = delay  # seconds that a look takes
         self.config = BlipConfig(kind=kind)
         self.source, self.trained, self.sha256 = source, trained, "0" * 64
         self.image_options, self.image_size = ImageOptions(size=size), size
@@ -41,6 +48,7 @@ class StubBlip:
     def see(self, pixels: torch.Tensor, batch_size: int | None = None) -> StubMemory:
         assert pixels.dtype == torch.uint8 and pixels.shape[1:] == (3,) + (self.image_size,) * 2
         self.seen += len(pixels)
+        time.sleep(self.delay)
         return StubMemory(round(float(p.float().mean())) for p in pixels)
 
     def caption(self, memory: StubMemory, prompt: str, **settings: Any) -> Captions:
