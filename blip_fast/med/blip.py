@@ -86,7 +86,7 @@ class MED(nn.Module):
         return self.memory_of(self.vision(images))
 
     def memory_of(self, tokens: Tensor) -> ImageMemory:
-        """Image tokens [N, S, W] to their memory; without gradients."""
+        """Image tokens [N, S, W] to their memory, without gradients."""
         return ImageMemory(
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,
