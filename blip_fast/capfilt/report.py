@@ -1,170 +1,163 @@
-"""The page that shows a CapFilt run: one HTML file that asks no other machine for anything."""
+"""The page that shows a CapFilt run: one HTML file that asks no other machine for anything.
+
+Everything in it comes from the run's folder, so that it can be written again at any time. Texts
+reach the page as escaped HTML, or as JSON that its script puts into text nodes; the page's policy
+lets no other script run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip_fast.capfilt.rows import SOURCES, Candidate, Row
-from blip_fast.data.pages import data_uri, page_template
-from blip_fast.images import ImageOptions, Picture, Status, read_pictures
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-_THUMBNAIL = (
-    224  # pixels of the longer side; a JPEG of about 7 kB, so that 200 pictures make a page of 2 MB
-)
-_HEIGHT_ON_PAGE = 300
-_BINS = 20
-_FAILURES_SHOWN = 500
-_TEXT_SHOWN = 400  # characters
+from blip_fast.capfilt.columns import read_texts
+from blip_fast.capfilt.facts import Facts, read_facts
+from blip_fast.capfilt.gallery import Extremes, cards, choose
+from blip_fast.capfilt.labels import Judged, Labels, judge
+from blip_fast.capfilt.plots import HEIGHT, WIDTH, histograms, lines
+from blip_fast.capfilt.rows import SOURCES, committed
+from blip_fast.capfilt.totals import GRID, Totals, count_texts
+from blip_fast.capfilt.tune import Quality, make_curve, qualities, require_run
+from blip_fast.data.files import displayable, replacing
+from blip_fast.data.pages import inline_json, page_script, page_template
+from blip_fast.images import Status
 
-# The plot's coordinates; the page scales them.
-_PLOT_WIDTH, _PLOT_HEIGHT = 400.0, 140.0
-
-
-@dataclass(frozen=True)
-class Card:
-    """A picture in the gallery.
-
-    `width` is that of the thumbnail on the page, in CSS pixels; `state` lists which of kept,
-    rejected and failed the card shows.
-    """
-
-    row: Row
-    thumbnail: str
-    width: int
-    state: str
-    texts: list[tuple[Candidate, str]]
+_REASONS = 200  # different ones that the page lists
+_REASON_SHOWN = 300  # characters
+_EXAMPLES = 3  # keys of each
+_QUOTED, _NUMBER = re.compile(r"b?'[^']*'|b?\"[^\"]*\""), re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bin of the histogram for one source, in the plot's coordinates."""
+class Failure:
+    """Pictures or texts that came to nothing for one reason."""
 
-    source: str
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
+    status: str
+    reason: str
+    count: int
+    examples: list[str]
 
 
-def render_report(rows: Sequence[Row], stats: dict[str, Any], image_options: ImageOptions) -> str:
-    """The page as text; every text in it that came from outside is escaped.
+def write_report(folder: Path, labels: Labels | None = None) -> Path:
+    """Write `report.html` into a run's folder.
 
     Args:
-        stats: as in `CapFiltSummary`.
-        image_options: how pictures are read for their thumbnails; its size does not matter.
+        labels: what is known of some of its texts; adds precision and recall.
+
+    Raises:
+        ValueError: where the folder holds no finished shard, or no label is of one of its texts.
     """
-    failures = list(_failures(rows))
-    shown = _spread(rows, stats["settings"]["gallery"])
+    page = render_report(folder, labels)
+    with replacing(folder / "report.html", durable=False) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / "report.html"
+
+
+def render_report(folder: Path, labels: Labels | None = None) -> str:
+    """The page as text; see `write_report`. Memory does not grow with the run."""
+    require_run(folder)
+    facts = read_facts(folder)
+    extremes = Extremes()
+    rows, totals = count_texts(extremes.watch(read_texts(folder)), facts.itc_threshold)
+    judged = None if labels is None else judge(folder, labels)
+    curve = make_curve(rows, totals, judged, facts.itc_threshold)
+    statuses, failures = _failures(folder, totals)
+    shown = list(cards(folder, choose(folder, rows, extremes.rows), labels))
+    script = page_script(Path(__file__).with_name("gallery.js.j2"))
+    thresholds = {"itm": facts.threshold, "itc": facts.itc_threshold}
     return page_template(Path(__file__).with_name("report.html.j2")).render(
-        stats=stats,
-        untrained=sorted({m["source"] for m in stats["models"].values() if not m["trained"]}),
-        bars=_histogram(rows),
-        plot=(_PLOT_WIDTH, _PLOT_HEIGHT),
-        cards=_cards(shown, image_options),
-        failures=failures[:_FAILURES_SHOWN],
-        failures_left=max(0, len(failures) - _FAILURES_SHOWN),
+        facts=facts,
+        name=displayable(folder.resolve().name),
+        rows=rows,
+        statuses=statuses,
+        totals=totals,
+        histograms=histograms(totals, thresholds),
+        plot=(WIDTH, HEIGHT),
+        curve=curve,
+        lines=lines(curve),
+        labels=labels,
+        quality=None if judged is None else _quality(judged, facts),
+        failures=failures,
+        shown=len(shown),
+        percent=_percent,
         shorten=_shorten,
+        script=script,
+        values=inline_json(
+            {
+                "rows": shown,
+                "threshold": facts.threshold,
+                "grid": GRID.tolist(),
+                "lines": {line.kind: line.values for line in lines(curve)},
+                "counts": {source: totals[source].count for source in SOURCES},
+            }
+        ),
     )
 
 
-def _spread(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` rows, evenly spread."""
-    if len(rows) <= limit:
-        return list(rows)
-    return [rows[i * len(rows) // limit] for i in range(limit)]
-
-
-def _cards(rows: Sequence[Row], image_options: ImageOptions) -> list[Card]:
-    readable = [row for row in rows if row.status is Status.SUCCESS]
-    options = replace(image_options, size=_THUMBNAIL)
-    pictures = read_pictures([row.path for row in readable], options)
-    thumbnails = {
-        id(row): _data_uri(picture) for row, picture in zip(readable, pictures, strict=True)
-    }
-    return [
-        Card(
-            row=row,
-            thumbnail=thumbnails.get(id(row), ""),
-            width=round(_HEIGHT_ON_PAGE * _ratio(row)),
-            state=" ".join(sorted(_states(row))),
-            texts=[(candidate, _state(candidate)) for candidate in row.candidates],
-        )
-        for row in rows
-    ]
-
-
-def _data_uri(picture: Picture) -> str:
-    """A thumbnail as an address that holds the picture itself; empty where it is gone by now."""
-    if picture.pixels is None:
-        return ""
-    ratio = _ratio(picture)  # pictures are read as squares; here they get their shape back
-    size = (round(_THUMBNAIL * min(ratio, 1)), round(_THUMBNAIL / max(ratio, 1)))
-    return data_uri(picture.pixels, size)
-
-
-def _ratio(picture: Row | Picture) -> float:
-    """Width by height, within limits: a panorama keeps some height."""
-    if not picture.width or not picture.height:
-        return 1.0
-    return min(max(picture.width / picture.height, 0.2), 5.0)
-
-
-def _state(candidate: Candidate) -> str:
-    if candidate.status is not Status.SUCCESS:
-        return "failed"
-    return "kept" if candidate.kept else "rejected"
-
-
-def _states(row: Row) -> set[str]:
-    if row.status is not Status.SUCCESS:
-        return {"failed"}
-    return {_state(candidate) for candidate in row.candidates}
-
-
-def _failures(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
-    """Status, key and reason of whatever did not go well: pictures and single texts."""
-    for row in rows:
-        if row.status is not Status.SUCCESS:
-            yield row.status.value, row.key, row.error_message
-        for candidate in row.candidates:
-            if candidate.status is Status.EMPTY_TEXT:
-                yield candidate.status.value, row.key, f"the {candidate.source} text is empty"
-            elif candidate.status is Status.FAILED_SCORE:
-                reason = f"the filter's score of the {candidate.source} text is not a number"
-                yield candidate.status.value, row.key, reason
-            elif candidate.status is not Status.SUCCESS:
-                yield candidate.status.value, row.key, row.error_message
-
-
-def _histogram(rows: Sequence[Row]) -> list[Bar]:
-    """How many web and synthetic texts have which ITM probability, side by side."""
-    counts = {source: [0] * _BINS for source in SOURCES}
-    for row in rows:
-        for candidate in row.candidates:
-            if candidate.itm_probability is not None:
-                place = min(int(candidate.itm_probability * _BINS), _BINS - 1)
-                counts[candidate.source][place] += 1
-    highest = max(max(values) for values in counts.values()) or 1
-    step = _PLOT_WIDTH / _BINS
-    width = step * 0.4
-    return [
-        Bar(
-            source=source,
-            x=round(place * step + step * 0.1 + offset * width, 2),
-            y=round(_PLOT_HEIGHT * (1 - count / highest), 2),
-            width=round(width, 2),
-            height=round(_PLOT_HEIGHT * count / highest, 2),
-            label=f"{place / _BINS:.2f} to {(place + 1) / _BINS:.2f}: {count} {source}",
-        )
-        for offset, source in enumerate(SOURCES)
-        for place, count in enumerate(counts[source])
-        if count
-    ]
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + " …"
+    return text if len(text) <= _REASON_SHOWN else text[:_REASON_SHOWN] + " …"
+
+
+def _quality(judged: Judged, facts: Facts) -> Quality:
+    """That of the run's own thresholds."""
+    return qualities(judged, [facts.threshold], facts.itc_threshold)[0]
+
+
+def _failures(folder: Path, totals: Mapping[str, Totals]) -> tuple[Counter[str], list[Failure]]:
+    """Pictures by status, and all failures by reason, the commonest first."""
+    statuses: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], list[str]] = {}
+    for row in _failed_rows(folder, statuses):
+        name = (row["status"], _reason(row["error_message"] or ""))
+        if name not in counts and len(counts) >= _REASONS:
+            name = (row["status"], "other reasons; see the tables")
+        counts[name] += 1
+        keys = examples.setdefault(name, [])
+        if len(keys) < _EXAMPLES:
+            keys.append(row["key"])
+    found = [Failure(*name, count, examples[name]) for name, count in counts.most_common()]
+    for source in SOURCES:
+        for status, count in totals[source].statuses.most_common():
+            if status != Status.SUCCESS.value:
+                found.append(Failure(status, _WHY[status].format(source=source), count, []))
+    return statuses, found
+
+
+_WHY = {
+    status.value: "a {source} text cannot be read"
+    for status in Status
+    if status is not Status.SUCCESS
+} | {
+    Status.EMPTY_TEXT.value: "the {source} text is empty",
+    Status.FAILED_SCORE.value: "the filter's score of the {source} text is not a number",
+}
+
+
+def _failed_rows(folder: Path, statuses: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rows of pictures that failed; all statuses are counted in passing."""
+    for name in committed(folder):
+        with pq.ParquetFile(folder / f"{name}.parquet") as table:
+            columns = ["key", "status", "error_message"]
+            for batch in table.iter_batches(8192, columns=columns, use_threads=False):
+                status = batch.column("status")
+                counted = pc.value_counts(status).to_pylist()
+                statuses.update({value["values"]: value["counts"] for value in counted})
+                yield from batch.filter(pc.not_equal(status, "success")).to_pylist()
+
+
+def _reason(message: str) -> str:
+    """A message without the numbers and names that make it one picture's own."""
+    words = _NUMBER.sub("#", _QUOTED.sub("…", message)).split()
+    return " ".join(words) or "no reason given"
