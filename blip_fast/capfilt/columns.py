@@ -5,7 +5,7 @@ A million rows are read in seconds, a batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,14 +56,17 @@ class Texts:
         return scored & ~self.flags["duplicate"]
 
 
-def read_texts(folder: Path) -> Iterator[Texts]:
+def read_texts(folder: Path, shards: Sequence[str] | None = None) -> Iterator[Texts]:
     """The texts of a run's complete shards.
+
+    Args:
+        shards: names, those that are wanted; all where none are given.
 
     Raises:
         ValueError: where a table is damaged or is none of CapFilt's.
     """
     first = 0
-    for name in committed(folder):
+    for name in committed(folder) if shards is None else shards:
         path = folder / f"{name}.parquet"
         with pq.ParquetFile(path) as table:
             if "candidates" not in table.schema_arrow.names:

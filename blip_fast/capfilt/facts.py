@@ -1,16 +1,16 @@
-"""What the marks of a run's shards say of it: settings, models, and how long each stage took."""
+"""What a run says of itself beside its tables: settings, models, and how long each stage took."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip_fast.capfilt.rows import MARK, committed
+from blip_fast.capfilt.summary import TOTALS
 
-_THRESHOLD = 0.5  # the paper's, where no mark names one
+_THRESHOLD = 0.5  # the paper's, where the totals name none
 
 
 @dataclass
@@ -18,42 +18,42 @@ class StageTime:
     """One stage of the pipeline, in seconds over all shards.
 
     Attributes:
-        images: that passed it; 0 where that was not recorded.
         busy, waited, blocked: at work, without work, and until the next stage took its work.
+        rate: images/s at work, what it would do if nothing held it up; None where it did nothing.
     """
 
     name: str
-    images: int = 0
-    busy: float = 0.0
-    waited: float = 0.0
-    blocked: float = 0.0
-
-    @property
-    def rate(self) -> float | None:
-        """Images for each second at work: what it could do if nothing held it up."""
-        return self.images / self.busy if self.busy > 0 and self.images else None
+    busy: float
+    waited: float
+    blocked: float
+    rate: float | None
 
 
 @dataclass
 class Facts:
-    """A run as its marks describe it.
+    """A run as its totals describe it; what they lack is empty.
 
     Attributes:
-        settings: of the first shard; others of one run have the same.
-        models: role and facts of each captioner and filter.
-        seconds: of all shards together.
-        started, ended: as they were written; empty where they were not.
+        models: facts of each captioner and filter, by role.
+        texts: the counts of each source, as `summary.totals` has them.
+        statuses: pictures by status.
+        seconds: of all processes.
+        slowest: the stage that holds the others up.
         damages: shard and what is wrong with it, of sources that are damaged.
+        lost: samples that the source should have and has not.
     """
 
-    shards: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    models: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    count: int | None = None
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statuses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    started: str = ""
     ended: str = ""
     stages: list[StageTime] = field(default_factory=list)
+    slowest: str = ""
     damages: list[tuple[str, str]] = field(default_factory=list)
+    lost: int = 0
 
     @property
     def threshold(self) -> float:
@@ -68,12 +68,8 @@ class Facts:
     @property
     def untrained(self) -> list[str]:
         """Models whose weights are random."""
-        return sorted({str(m.get("source")) for _, m in self.models if m.get("trained") is False})
-
-    @property
-    def slowest(self) -> StageTime | None:
-        """The stage that worked longest, which the others wait for."""
-        return max(self.stages, key=lambda stage: stage.busy, default=None)
+        models = self.models.values()
+        return sorted({str(m.get("source")) for m in models if m.get("trained") is False})
 
     @property
     def longest(self) -> float:
@@ -82,52 +78,31 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """What the marks of a run's complete shards say; damaged ones are passed over, as a report
-    must not fail over a number that it does not need."""
-    facts = Facts()
-    stages: dict[str, StageTime] = {}
-    for name in committed(folder):
-        facts.shards += 1
-        stats = read_object(folder / f"{name}{MARK}")
-        facts.settings = facts.settings or dict(stats.get("settings") or {})
-        facts.models = facts.models or _models(stats.get("models") or {})
-        facts.seconds += _number(stats.get("duration"))
-        facts.started = facts.started or str(stats.get("start_time") or "")
-        facts.ended = max(facts.ended, str(stats.get("end_time") or ""))
-        for stage in stats.get("stages") or ():
-            _add(stages.setdefault(str(stage.get("name")), StageTime(str(stage.get("name")))), stage)
-        for loss in stats.get("losses") or ():
-            facts.damages.append((name, f"at byte {loss.get('offset')}: {loss.get('what')}"))
-    facts.stages = list(stages.values())
-    return facts
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+    """What a run's totals say; nothing where it has none yet, or where they are damaged: its
+    tables can be read all the same."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads((folder / TOTALS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return Facts()
+    return facts_of(value) if isinstance(value, dict) else Facts()
 
 
-def _models(models: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Role and facts: a role has one model or a list of them."""
-    found = []
-    for role, of in models.items():
-        several: Sequence[Any] = of if isinstance(of, list) else [of]
-        for number, facts in enumerate(several):
-            name = role.removesuffix("s") + (f" {number}" if len(several) > 1 else "")
-            found.append((name, dict(facts)))
-    return found
+def facts_of(totals: Mapping[str, Any]) -> Facts:
+    """The facts of what `summary.totals` gives."""
+    return Facts(
+        settings=dict(totals["settings"]),
+        models={role: dict(facts) for role, facts in totals["models"].items()},
+        count=totals["count"],
+        texts=dict(totals["texts"]),
+        statuses=dict(totals["status_dict"]),
+        seconds=totals["duration"],
+        ended=totals["end_time"],
+        stages=[_stage(name, own) for name, own in totals["stages"].items()],
+        slowest=totals["slowest"] or "",
+        damages=[(x["shard"], f"at byte {x['offset']}: {x['what']}") for x in totals["losses"]],
+        lost=totals["lost"],
+    )
 
 
-def _add(total: StageTime, stage: Mapping[str, Any]) -> None:
-    total.images += int(_number(stage.get("images")))
-    total.busy += _number(stage.get("busy"))
-    total.waited += _number(stage.get("waited"))
-    total.blocked += _number(stage.get("blocked"))
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def _stage(name: str, own: Mapping[str, Any]) -> StageTime:
+    return StageTime(name, own["busy"], own["waited"], own["blocked"], own["images_per_second"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from blip_fast.capfilt.columns import FLAGS, Texts
 from blip_fast.capfilt.labels import Labels
-from blip_fast.capfilt.rows import committed
 from blip_fast.images import Status
 
 MOST = 10_000  # pictures in a page: of about 5 MB, thumbnails aside
@@ -66,27 +65,29 @@ class Extremes:
         return scores[first], rows[first]
 
 
-def choose(folder: Path, rows: int, extremes: np.ndarray, most: int = MOST) -> np.ndarray:
-    """The places of the rows to show, in order: int64, at most about `most`."""
+def choose(
+    folder: Path, shards: Sequence[str], rows: int, extremes: np.ndarray, most: int = MOST
+) -> np.ndarray:
+    """The places of the rows to show among those of some shards, in order: int64, about `most`."""
     if rows <= most:
         return np.arange(rows)
-    places = {*extremes.tolist(), *_with_thumbnail(folder)}
+    places = {*extremes.tolist(), *_with_thumbnail(folder, shards)}
     spread = max(0, most - len(places))
     return np.array(sorted(places | {i * rows // spread for i in range(spread)}), np.int64)
 
 
 def cards(
-    folder: Path, places: np.ndarray, labels: Labels | None = None
+    folder: Path, shards: Sequence[str], places: np.ndarray, labels: Labels | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows as the script takes them, in order; see `card`."""
     first, thumbnails = 0, 0
-    for name in committed(folder):
+    for name in shards:
         with pq.ParquetFile(folder / f"{name}.parquet") as table:
             for batch in table.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False):
                 low, high = np.searchsorted(places, [first, first + len(batch)])
                 if high > low:
                     for row in batch.take(places[low:high] - first).to_pylist():
-                        thumbnails += row["thumbnail"] is not None
+                        thumbnails += bool(row["thumbnail"])
                         yield card(row, labels, thumbnails <= _THUMBNAILS)
                 first += len(batch)
 
@@ -133,11 +134,11 @@ def _text(key: str, text: Mapping[str, Any], labels: Labels | None) -> dict[str,
     return {name: held for name, held in value.items() if held is not None}
 
 
-def _with_thumbnail(folder: Path) -> list[int]:
+def _with_thumbnail(folder: Path, shards: Sequence[str]) -> list[int]:
     """The places of the first rows that have one."""
     found: list[int] = []
     first = 0
-    for name in committed(folder):
+    for name in shards:
         with pq.ParquetFile(folder / f"{name}.parquet") as table:
             for batch in table.iter_batches(_ROWS, columns=["thumbnail"], use_threads=False):
                 valid = batch.column("thumbnail").is_valid().to_numpy(zero_copy_only=False)

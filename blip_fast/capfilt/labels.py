@@ -148,8 +148,8 @@ def judge(folder: Path, labels: Labels) -> Judged:
             f"none of the labels of {labels.name} is of a text in {displayable(folder)}; a key is "
             f"like {labels.keys[0]!r} there and like {_any_key(folder)!r} here"
         )
-    true, web, able, itm, itc = zip(*found, strict=True)
-    return Judged(*(np.array(x, bool) for x in (true, web, able)), np.array(itm), np.array(itc))
+    true, web, able, itm, itc = map(np.array, zip(*found, strict=True))
+    return Judged(true, web, able, itm, itc)
 
 
 _ITC = "itc_similarity"
@@ -236,7 +236,9 @@ def _tar_rows(shard: str) -> Iterator[Any]:
     try:
         for sample in scan(file).samples:
             if "json" in sample.files:
-                value = _parsed(read_exactly(file, *sample.files["json"]).decode("utf-8", "replace"))
+                value = _parsed(
+                    read_exactly(file, *sample.files["json"]).decode("utf-8", "replace")
+                )
                 if isinstance(value, dict) and _label(value) is not None:
                     yield {**value, "key": sample.key}
     finally:

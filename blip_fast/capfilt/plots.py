@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from blip_fast.capfilt.count import GRID, RANGES, Totals
 from blip_fast.capfilt.rows import SOURCES
-from blip_fast.capfilt.totals import GRID, RANGES, Totals
 from blip_fast.capfilt.tune import Curve
 
 WIDTH, HEIGHT = 400.0, 120.0
@@ -62,7 +62,7 @@ def histograms(
     """For each score that there is, its name and a histogram for each source."""
     found = []
     for score, name in _NAMES.items():
-        counts = sum(totals[source].before[score] for source in SOURCES)
+        counts = np.sum([totals[source].before[score] for source in SOURCES], axis=0)
         if counts.any():
             low, high = _span(counts, *RANGES[score]) if score == "itc" else RANGES[score]
             threshold = thresholds[score]
@@ -132,9 +132,7 @@ def _histogram(
     )
 
 
-def _joined(
-    fine: np.ndarray, limits: tuple[float, float], low: float, high: float
-) -> np.ndarray:
+def _joined(fine: np.ndarray, limits: tuple[float, float], low: float, high: float) -> np.ndarray:
     """Neighbouring bins of a part of the range, joined to at most 40."""
     scale = len(fine) / (limits[1] - limits[0])
     first, last = round((low - limits[0]) * scale), round((high - limits[0]) * scale)

@@ -149,32 +149,20 @@ def committed(folder: Path) -> list[str]:
     return sorted((name.removesuffix(MARK) for name in marks), key=lambda name: (len(name), name))
 
 
-def read_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(
+    folder: Path, columns: Sequence[str] | None = None, shards: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a run's complete shards as dictionaries, in order, a few in memory at a time.
 
     Args:
         columns: of `SCHEMA`, those that are wanted; `candidates.list.element.text` is a part of
             one. All where none are given.
+        shards: names, those that are wanted; all that are complete where none are given.
 
     Raises:
         ValueError: where a table is damaged (pyarrow's ArrowInvalid is one).
     """
-    for name in committed(folder):
+    for name in committed(folder) if shards is None else shards:
         with pq.ParquetFile(folder / f"{name}.parquet") as table:
             for batch in table.iter_batches(_READ, columns=columns, use_threads=False):
                 yield from batch.to_pylist()
-
-
-def kept_pairs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The kept texts in the shape of BLIP's training manifests, with their origin and score."""
-    return [
-        {
-            "image": row.path,
-            "caption": candidate.text,
-            "source": candidate.source,
-            "itm": candidate.itm_probability,
-        }
-        for row in rows
-        for candidate in row.candidates
-        if candidate.kept
-    ]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from blip_fast.capfilt.columns import read_texts
+from blip_fast.capfilt.count import GRID, Totals, count_texts, passes_itc, reaching
 from blip_fast.capfilt.labels import Judged, Labels, judge
 from blip_fast.capfilt.rows import SOURCES, committed
-from blip_fast.capfilt.totals import GRID, Totals, count_texts, passes_itc, reaching
 from blip_fast.data.files import displayable
 
 
@@ -38,7 +38,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Curve:
-    """What each threshold of `totals.GRID` keeps.
+    """What each threshold of `count.GRID` keeps.
 
     Attributes:
         rows: pictures of the run.
@@ -88,9 +88,8 @@ def qualities(
 ) -> list[Quality]:
     """The quality of each threshold."""
     able = judged.able & passes_itc(judged.itc, itc_threshold)
-    kept, right = (
-        reaching(judged.itm[chosen], np.asarray(thresholds)) for chosen in (able, able & judged.true)
-    )
+    at = np.asarray(thresholds)
+    kept, right = (reaching(judged.itm[some], at) for some in (able, able & judged.true))
     true = int(judged.true.sum())
     return [
         Quality(r / k if k else None, r / true if true else None)

@@ -34,6 +34,7 @@ class StubBlip:
         self.image_options, self.image_size = ImageOptions(size=size), size
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.quantize = None
+        self.med = SimpleNamespace(vision=torch.nn.Linear(4, 4))
         self.tokenizer = SimpleNamespace(encode=self._encode)
         self.seen = 0
         self.caption_calls: list[dict[str, Any]] = []

@@ -38,7 +38,15 @@ class Browser:
         # Chromium reads commands from descriptor 3 and answers on 4.
         command = f'exec "$@" 3<&{theirs} 4>&{answers}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", command, "sh", program, *_FLAGS, f"--user-data-dir={self._home.name}"],
+            [
+                "/bin/sh",
+                "-c",
+                command,
+                "sh",
+                program,
+                *_FLAGS,
+                f"--user-data-dir={self._home.name}",
+            ],
             pass_fds=(theirs, answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -39,11 +39,6 @@ class Totals:
     after: dict[str, np.ndarray] = field(default_factory=lambda: _empty())
     above: np.ndarray = field(default_factory=lambda: np.zeros(len(GRID), np.int64))
 
-    @property
-    def dropped(self) -> float | None:
-        """The share of texts not kept, whatever the reason; None where there are none."""
-        return 1 - self.kept / self.count if self.count else None
-
     def add(self, texts: Texts, chosen: np.ndarray, itc_threshold: float | None) -> None:
         """Count those of some texts that a mask, bool [N], chooses."""
         kept = chosen & texts.kept
@@ -67,7 +62,8 @@ def count_texts(
     Args:
         itc_threshold: that the shares by ITM threshold presume.
     """
-    rows, totals = 0, {source: Totals() for source in SOURCES}
+    rows = 0
+    totals: dict[str, Totals] = {source: Totals() for source in SOURCES}
     for texts in batches:
         rows += texts.rows
         totals["web"].add(texts, texts.web, itc_threshold)
