@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from blip_fast.capfilt.kept import pair_name
 from blip_fast.capfilt.rows import read_rows
-from blip_fast.data import displayable, replacing, write_sidecar
+from blip_fast.data import displayable, replacing
 
 COCO = "kept_coco.json"
 SIDECARS = "sidecars"
@@ -22,14 +22,20 @@ _COLUMNS = ["key", "path", "shard", "number", "width", "height"]
 _KEPT = ["source", "text", "itm_probability", "kept"]
 
 
-def write_coco(output: Path) -> Path:
+def write_coco(output: Path, scratch: Path) -> Path:
     """Write the kept pairs as COCO annotations; `file_name` is a path, a URL, or shard and member.
+
+    Args:
+        scratch: a folder on the same disk for unfinished files.
 
     Returns:
         the file.
     """
     target = output / COCO
-    with replacing(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        replacing(target, scratch=scratch) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         file.write('{"images": [\n')
         _write_list(file, (_image(n, row) for n, row in enumerate(_kept_rows(output))))
         file.write('\n], "annotations": [\n')
@@ -38,13 +44,16 @@ def write_coco(output: Path) -> Path:
     return target
 
 
-def write_sidecars(output: Path) -> Path:
+def write_sidecars(output: Path, scratch: Path) -> Path:
     """Write the kept texts of each picture to a file `NAME.txt`, one a line, the best first.
 
     Names are those of the pictures, below one folder, as the source has them. A key that is no
     plain relative path is data and becomes no name: such a picture's file is called after its
     shard and number. So is that of a second picture that would have the same file, as a.jpg and
     a.png.
+
+    Args:
+        scratch: a folder on the same disk for unfinished files.
 
     Returns:
         the folder.
@@ -60,7 +69,9 @@ def write_sidecars(output: Path) -> Path:
         taken.add(folded)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_sidecar(path, "\n".join(" ".join(c["text"].split()) for c in texts))
+        lines = [" ".join(candidate["text"].split()) + "\n" for candidate in texts]
+        with replacing(path, durable=False, scratch=scratch) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
+from blip_fast.capfilt.ledger import check_run
 from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.report import write_report
@@ -29,22 +30,27 @@ _TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat")
 
 def finish(
     output: Path,
+    scratch: Path,
     source: WebSource,
     models: Models,
     failures: Sequence[tuple[str, Status, str]],
     done: int,
 ) -> CapFiltSummary:
-    """Write what is missing beside the shards; the totals last."""
+    """Write what is missing beside the shards; the totals last.
+
+    Args:
+        scratch: a folder on the same disk for unfinished files.
+    """
     options = models.options
     fresh = done or not (output / TOTALS).exists()
     stats = totals_so_far(output, source, models) if fresh else _read(output / TOTALS)
     if options.coco_json and (fresh or not (output / COCO).exists()):
-        write_coco(output)
+        write_coco(output, scratch)
     if options.sidecars and (fresh or not (output / SIDECARS).exists()):
-        write_sidecars(output)
+        write_sidecars(output, scratch)
     if fresh or not (output / REPORT).exists():
-        write_report(output, totals=stats)
-        write_json(output / TOTALS, stats)
+        write_report(output, totals=stats, scratch=scratch)
+        write_json(output / TOTALS, stats, scratch)
     return CapFiltSummary(output, stats, list(failures), done=done)
 
 
@@ -92,6 +98,23 @@ def run_settings(
     return settings
 
 
+<<<<<<< HEAD
+=======
+def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -> None:
+    """Raise a ValueError where a folder belongs to another run, as far as that is known before a
+    model is loaded; not where it may be replaced."""
+    if not options.overwrite:
+        check_run(output, run_settings(source, options))
+
+
+def _shown(names: Sequence[str], gallery: int) -> Sequence[str]:
+    """The shards that the report is made of."""
+    if len(names) <= _MOST_READ:
+        return names
+    return [name for name in names if gallery_places(int(name), len(names), 1, gallery)]
+
+
+>>>>>>> wt-capfilt
 def _telling(model: Blip) -> dict[str, Any]:
     facts = model_facts(model)
     told = {name: facts[name] for name in _TELLING}

@@ -81,8 +81,8 @@ def run_capfilt(
         run = _Run(web, output, models, ledger, stop, progress)
         run.work()
         held = ledger.held_by_others()
-    if len(committed(output)) == len(web):
-        return finish(output, web, models, run.failures, run.done)
+        if len(committed(output)) == len(web):
+            return finish(output, ledger.scratch, web, models, run.failures, run.done)
     stats = totals_so_far(output, web, models)
     return CapFiltSummary(output, stats, run.failures, False, held, run.done)
 

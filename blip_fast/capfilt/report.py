@@ -68,19 +68,23 @@ class Told:
 
 
 def write_report(
-    folder: Path, labels: Labels | None = None, totals: Mapping[str, Any] | None = None
+    folder: Path,
+    labels: Labels | None = None,
+    totals: Mapping[str, Any] | None = None,
+    scratch: Path | None = None,
 ) -> Path:
     """Write `report.html` into a run's folder.
 
     Args:
         labels: what is known of some of its texts; adds precision and recall.
         totals: what `summary.totals` gives, where it is not written yet.
+        scratch: see `replacing`.
 
     Raises:
         ValueError: where the folder holds no finished shard, or no label is of one of its texts.
     """
     page = render_report(folder, labels, totals)
-    with replacing(folder / "report.html", durable=False) as temporary:
+    with replacing(folder / "report.html", durable=False, scratch=scratch) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / "report.html"
 

@@ -71,7 +71,7 @@ class ShardWriter:
         for path in (self._tar_path, self._table_path):
             os.replace(path, self._output / path.name)
         _sync(self._output)
-        write_json(self._output / f"{self.name}{MARK}", stats)
+        write_json(self._output / f"{self.name}{MARK}", stats, self._tar_path.parent)
         _sync(self._output)
 
     def discard(self) -> None:
