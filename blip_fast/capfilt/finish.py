@@ -98,8 +98,6 @@ def run_settings(
     return settings
 
 
-<<<<<<< HEAD
-=======
 def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -> None:
     """Raise a ValueError where a folder belongs to another run, as far as that is known before a
     model is loaded; not where it may be replaced."""
@@ -107,14 +105,6 @@ def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -
         check_run(output, run_settings(source, options))
 
 
-def _shown(names: Sequence[str], gallery: int) -> Sequence[str]:
-    """The shards that the report is made of."""
-    if len(names) <= _MOST_READ:
-        return names
-    return [name for name in names if gallery_places(int(name), len(names), 1, gallery)]
-
-
->>>>>>> wt-capfilt
 def _telling(model: Blip) -> dict[str, Any]:
     facts = model_facts(model)
     told = {name: facts[name] for name in _TELLING}
