@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,15 @@ _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
+
+# Chromium reads commands from descriptor 3 and answers on 4.
+_START = """
+import fcntl, os, sys
+pair = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for number, descriptor in zip((3, 4), pair):
+    os.dup2(descriptor, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_browser() -> str | None:
@@ -35,18 +45,9 @@ class Browser:
         self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs, self._out = os.pipe()
         self._in, answers = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4.
-        command = f'exec "$@" 3<&{theirs} 4>&{answers}'
+        flags = (*_FLAGS, f"--user-data-dir={self._home.name}")
         self._process = subprocess.Popen(
-            [
-                "/bin/sh",
-                "-c",
-                command,
-                "sh",
-                program,
-                *_FLAGS,
-                f"--user-data-dir={self._home.name}",
-            ],
+            [sys.executable, "-c", _START, str(theirs), str(answers), program, *flags],
             pass_fds=(theirs, answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
