@@ -80,11 +80,11 @@ def read_texts(folder: Path, shards: Sequence[str] | None = None) -> Iterator[Te
 
 def texts_of(candidates: pa.ListArray, first: int = 0) -> Texts:
     """The texts of a column `candidates`, whose first row is the run's row `first`."""
-    parents = pc.list_parent_indices(candidates)
     texts = pc.list_flatten(candidates)
+    lengths = pc.fill_null(pc.list_value_length(candidates), 0).to_numpy(zero_copy_only=False)
     found = {column: texts.field(column) for column in _COLUMNS}
     return Texts(
-        row=parents.to_numpy(zero_copy_only=False).astype(np.int64) + first,
+        row=np.repeat(np.arange(first, first + len(candidates), dtype=np.int64), lengths),
         rows=len(candidates),
         web=_flag(pc.equal(found["source"], "web")),
         status=found["status"].to_numpy(zero_copy_only=False),

@@ -23,10 +23,13 @@ from blip_fast.cli import (
     report,
     scenes,
     train,
+    tune,
 )
 from blip_fast.cli.common import modern_spelling
 
-_VERBS = (caption, match, answer, embed, capfilt, scenes, train, report, convert, info, bench, demo)
+_VERBS = (
+    caption, match, answer, embed, capfilt, tune, scenes, train, report, convert, info, bench, demo,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
