@@ -15,6 +15,7 @@ from blip_fast.cli import (
     bench,
     capfilt,
     caption,
+    check,
     convert,
     demo,
     embed,
@@ -28,7 +29,8 @@ from blip_fast.cli import (
 from blip_fast.cli.common import modern_spelling
 
 _VERBS = (
-    caption, match, answer, embed, capfilt, tune, scenes, train, report, convert, info, bench, demo,
+    caption, match, answer, embed, capfilt, tune, check, scenes, train, report, convert, info,
+    bench, demo,
 )  # fmt: skip
 
 
