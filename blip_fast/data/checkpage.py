@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 from blip_fast.data.check import Check, reasons
 from blip_fast.data.files import displayable
 from blip_fast.data.pages import data_uri, page_template
+from blip_fast.data.web import WebShard
 from blip_fast.images import ImageOptions, read_picture
 
 _GROUPS = 60  # of duplicates that are shown, of each kind
 _MEMBERS = 6  # of a group
 _THUMBNAIL = 144  # pixels of the longer side
+_OPEN = 4  # shards that are kept open for them
 _SHOWN = 300  # characters
 
 
@@ -42,13 +45,14 @@ def render_check(check: Check) -> str:
         (kind, check.faults[kind], some, check.faults[kind] - len(some))
         for kind, some in reasons(check).items()
     ]
+    opened = functools.lru_cache(_OPEN)(check.source.open)
     return page_template(Path(__file__).with_name("check.html.j2")).render(
         check=check,
         name=displayable(check.source.name),
         kinds=kinds,
         sides=_sides(check),
-        exact=[_group(check, group) for group in check.exact[:_GROUPS]],
-        alike=[_group(check, group) for group in check.alike[:_GROUPS]],
+        exact=[_group(opened, group) for group in check.exact[:_GROUPS]],
+        alike=[_group(opened, group) for group in check.alike[:_GROUPS]],
         shorten=_shorten,
     )
 
@@ -63,14 +67,16 @@ def _sides(check: Check) -> list[tuple[str, str]]:
     return [(name, "{} × {}".format(*sides[order[place]])) for name, place in places]
 
 
-def _group(check: Check, group: Sequence[tuple[int, int]]) -> Group:
+def _group(opened: Callable[[int], WebShard], group: Sequence[tuple[int, int]]) -> Group:
     shown = group[:_MEMBERS]
-    return Group([_member(check, *place) for place in shown], len(group) - len(shown))
+    return Group([_member(opened, *place) for place in shown], len(group) - len(shown))
 
 
-def _member(check: Check, shard: int, number: int) -> Member:
-    picture = check.source.open(shard)[number]
-    uri, width, height = "", _THUMBNAIL, _THUMBNAIL
+def _member(opened: Callable[[int], WebShard], shard: int, number: int) -> Member:
+    try:
+        picture = opened(shard)[number]
+    except (OSError, ValueError, IndexError) as error:  # it was there when it was checked
+        return Member(f"number {number}", str(error), "", 0, 0)
     if picture.image is not None:
         read = read_picture(picture.image, ImageOptions(size=_THUMBNAIL))
         if read.pixels is not None:
@@ -79,7 +85,7 @@ def _member(check: Check, shard: int, number: int) -> Member:
             height = round(_THUMBNAIL / max(ratio, 1))
             uri = data_uri(read.pixels, (width, height))
             return Member(picture.key, picture.path, uri, read.width, read.height)
-    return Member(picture.key, picture.path, uri, 0, 0)
+    return Member(picture.key, picture.path, "", 0, 0)
 
 
 def _shorten(text: str) -> str:

@@ -18,6 +18,7 @@ from blip_fast.capfilt.rows import SCHEMA, Candidate, Row, read_rows
 from blip_fast.capfilt.tune import curve, qualities
 from blip_fast.capfilt.view import Rule, decided
 from blip_fast.cli import main
+from blip_fast.data.table import read_rows as read_table
 from blip_fast.data.table import write_table
 from blip_fast.images import Status
 
