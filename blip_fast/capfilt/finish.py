@@ -22,7 +22,7 @@ from blip_fast.images import Status
 from blip_fast.tasks.model import Blip
 
 REPORT = "report.html"
-FILES = (TOTALS, REPORT, COCO)  # beside the shards, without those of the ledger
+FILES = (TOTALS, REPORT, COCO, SIDECARS)  # beside the shards, without those of the ledger
 
 # What of a model decides what it says; where it lies, and on which device, does not.
 _TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat")
