@@ -14,19 +14,15 @@ from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
 from blip_fast.capfilt.ledger import check_run
 from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
-from blip_fast.capfilt.report import render_report
-from blip_fast.capfilt.rows import Row, committed, read_rows
+from blip_fast.capfilt.report import write_report
 from blip_fast.capfilt.summary import TOTALS, CapFiltSummary, model_facts, totals
-from blip_fast.capfilt.write import gallery_places
-from blip_fast.data import default_batch_size, displayable, replacing, write_json
+from blip_fast.data import default_batch_size, displayable, write_json
 from blip_fast.data.web import WebSource
 from blip_fast.images import Status
 from blip_fast.tasks.model import Blip
 
 REPORT = "report.html"
 FILES = (TOTALS, REPORT, COCO, SIDECARS)  # beside the shards, without those of the ledger
-
-_MOST_READ = 1000  # shards that a report is made of; of more, those with pictures to show
 
 # What of a model decides what it says; where it lies, and on which device, does not.
 _TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat")
@@ -53,11 +49,7 @@ def finish(
     if options.sidecars and (fresh or not (output / SIDECARS).exists()):
         write_sidecars(output, scratch)
     if fresh or not (output / REPORT).exists():
-        names = committed(output)
-        rows = map(Row.from_dict, read_rows(output, shards=_shown(names, options.gallery)))
-        page = render_report(rows, stats)
-        with replacing(output / REPORT, scratch=scratch) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_report(output, totals=stats, scratch=scratch)
         write_json(output / TOTALS, stats, scratch)
     return CapFiltSummary(output, stats, list(failures), done=done)
 
@@ -111,13 +103,6 @@ def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -
     model is loaded; not where it may be replaced."""
     if not options.overwrite:
         check_run(output, run_settings(source, options))
-
-
-def _shown(names: Sequence[str], gallery: int) -> Sequence[str]:
-    """The shards that the report is made of."""
-    if len(names) <= _MOST_READ:
-        return names
-    return [name for name in names if gallery_places(int(name), len(names), 1, gallery)]
 
 
 def _telling(model: Blip) -> dict[str, Any]:

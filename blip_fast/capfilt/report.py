@@ -1,152 +1,224 @@
-"""The page that shows a CapFilt run: one HTML file that asks no other machine for anything."""
+"""The page that shows a CapFilt run: one HTML file that asks no other machine for anything.
+
+Everything in it comes from the run's folder, so that it can be written again at any time. Texts
+reach the page as escaped HTML, or as JSON that its script puts into text nodes; the page's policy
+lets no other script run.
+"""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip_fast.capfilt.rows import SOURCES, Candidate, Row, Source
-from blip_fast.data.pages import page_template
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from blip_fast.capfilt.columns import FLAGS, read_texts
+from blip_fast.capfilt.count import GRID, Totals, count_texts
+from blip_fast.capfilt.facts import Facts, facts_of, read_facts
+from blip_fast.capfilt.gallery import Extremes, cards, choose
+from blip_fast.capfilt.labels import Judged, Labels, judge
+from blip_fast.capfilt.plots import HEIGHT, WIDTH, histograms, lines
+from blip_fast.capfilt.rows import SOURCES, committed
+from blip_fast.capfilt.tune import Quality, make_curve, qualities, require_run
+from blip_fast.capfilt.write import gallery_places
+from blip_fast.data.files import displayable, replacing
+from blip_fast.data.pages import inline_json, page_script, page_template
 from blip_fast.images import Status
 
-_HEIGHT_ON_PAGE = 300
-_BINS = 20
-_FAILURES_SHOWN = 500
-_TEXT_SHOWN = 400  # characters
-
-# The plot's coordinates; the page scales them.
-_PLOT_WIDTH, _PLOT_HEIGHT = 400.0, 140.0
+_MOST_SHARDS = 1000  # that are read; of more, an even spread
+_REASONS = 200  # different ones that the page lists
+_REASON_SHOWN = 300  # characters
+_EXAMPLES = 3  # keys of each
+_QUOTED, _NUMBER = re.compile(r"b?'[^']*'|b?\"[^\"]*\""), re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Card:
-    """A picture in the gallery.
+class Failure:
+    """Pictures or texts that came to nothing for one reason."""
 
-    `width` is that of the thumbnail on the page, in CSS pixels; `state` lists which of kept,
-    rejected and failed the card shows.
+    status: str
+    reason: str
+    count: int
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The texts of one source in numbers.
+
+    Attributes:
+        failed: those whose status is not success.
+        flags: texts by flag.
     """
 
-    row: Row
-    thumbnail: str
-    width: int
-    state: str
-    texts: list[tuple[Candidate, str]]
+    count: int
+    kept: int
+    failed: int
+    flags: Mapping[str, int]
+
+    @property
+    def dropped(self) -> float | None:
+        """The share of texts not kept, whatever the reason; None where there are none."""
+        return 1 - self.kept / self.count if self.count else None
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bin of the histogram for one source, in the plot's coordinates."""
-
-    source: str
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-
-
-def render_report(rows: Iterable[Row], stats: dict[str, Any]) -> str:
-    """The page as text; every text in it that came from outside is escaped.
+def write_report(
+    folder: Path,
+    labels: Labels | None = None,
+    totals: Mapping[str, Any] | None = None,
+    scratch: Path | None = None,
+) -> Path:
+    """Write `report.html` into a run's folder.
 
     Args:
-        rows: gone through once. Those that have a thumbnail, even an empty one, are shown.
-        stats: as in `CapFiltSummary`.
+        labels: what is known of some of its texts; adds precision and recall.
+        totals: what `summary.totals` gives, where it is not written yet.
+        scratch: see `replacing`.
+
+    Raises:
+        ValueError: where the folder holds no finished shard, or no label is of one of its texts.
     """
-    shown: list[Row] = []
-    failures: list[tuple[str, str, str]] = []
-    counts = {source: [0] * _BINS for source in SOURCES}
-    for row in rows:
-        if row.thumbnail is not None:
-            shown.append(row)
-        failures += _failures(row)
-        del failures[_FAILURES_SHOWN + 1 :]
-        _count(counts, row)
-    left = stats["failures"] - _FAILURES_SHOWN if len(failures) > _FAILURES_SHOWN else 0
+    page = render_report(folder, labels, totals)
+    with replacing(folder / "report.html", durable=False, scratch=scratch) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / "report.html"
+
+
+def render_report(
+    folder: Path, labels: Labels | None = None, totals: Mapping[str, Any] | None = None
+) -> str:
+    """The page as text; see `write_report`. Neither memory nor the page grow with the run."""
+    require_run(folder)
+    facts = read_facts(folder) if totals is None else facts_of(totals)
+    names = committed(folder)
+    shards = _sample(names, facts)
+    extremes = Extremes()
+    rows, counted = count_texts(extremes.watch(read_texts(folder, shards)), facts.itc_threshold)
+    judged = None if labels is None else judge(folder, labels)
+    curve = make_curve(rows, counted, judged, facts.itc_threshold)
+    statuses, failures = _failures(folder, shards, counted)
+    statuses = Counter(facts.statuses) if facts.statuses else statuses
+    places = choose(folder, shards, rows, extremes.rows)
+    shown = list(cards(folder, shards, places, labels))
+    drawn = lines(curve)
+    values = {
+        "rows": shown,
+        "threshold": facts.threshold,
+        "grid": GRID.tolist(),
+        "lines": {line.kind: line.values for line in drawn},
+    }
     return page_template(Path(__file__).with_name("report.html.j2")).render(
-        stats=stats,
-        untrained=sorted({m["source"] for m in stats["models"].values() if not m["trained"]}),
-        bars=_histogram(counts),
-        plot=(_PLOT_WIDTH, _PLOT_HEIGHT),
-        cards=[_card(row) for row in shown],
-        failures=failures[:_FAILURES_SHOWN],
-        failures_left=max(left, 0),
+        facts=facts,
+        name=facts.settings.get("source") or displayable(folder.resolve().name),
+        rows=statuses.total(),
+        read=statuses[Status.SUCCESS.value],
+        told={source: _told(source, facts, counted) for source in SOURCES},
+        sample=(len(shards), len(names)),
+        histograms=histograms(counted, {"itm": facts.threshold, "itc": facts.itc_threshold}),
+        plot=(WIDTH, HEIGHT),
+        labelled=curve.labelled,
+        lines=drawn,
+        labels=labels,
+        quality=None if judged is None else _quality(judged, facts),
+        failures=failures,
+        shown=len(shown),
+        percent=_percent,
         shorten=_shorten,
+        script=page_script(Path(__file__).with_name("gallery.js.j2")),
+        values=inline_json(values),
     )
 
 
-def _card(row: Row) -> Card:
-    data = base64.b64encode(row.thumbnail or b"").decode("ascii")
-    return Card(
-        row=row,
-        thumbnail=f"data:image/jpeg;base64,{data}" if data else "",
-        width=round(_HEIGHT_ON_PAGE * _ratio(row)),
-        state=" ".join(sorted(_states(row))),
-        texts=[(candidate, _state(candidate)) for candidate in row.candidates],
-    )
-
-
-def _ratio(row: Row) -> float:
-    """Width by height, within limits: a panorama keeps some height."""
-    if not row.width or not row.height:
-        return 1.0
-    return min(max(row.width / row.height, 0.2), 5.0)
-
-
-def _state(candidate: Candidate) -> str:
-    if candidate.status is not Status.SUCCESS:
-        return "failed"
-    return "kept" if candidate.kept else "rejected"
-
-
-def _states(row: Row) -> set[str]:
-    if row.status is not Status.SUCCESS:
-        return {"failed"}
-    return {_state(candidate) for candidate in row.candidates}
-
-
-def _failures(row: Row) -> Iterator[tuple[str, str, str]]:
-    """Status, key and reason of whatever did not go well: the picture, and single texts."""
-    if row.status is not Status.SUCCESS:
-        yield row.status.value, row.key, row.error_message
-    for candidate in row.candidates:
-        if candidate.status is Status.EMPTY_TEXT:
-            yield candidate.status.value, row.key, f"the {candidate.source} text is empty"
-        elif candidate.status is Status.FAILED_SCORE:
-            reason = f"the filter's score of the {candidate.source} text is not a number"
-            yield candidate.status.value, row.key, reason
-        elif candidate.status is not Status.SUCCESS:
-            yield candidate.status.value, row.key, row.error_message
-
-
-def _count(counts: dict[Source, list[int]], row: Row) -> None:
-    for candidate in row.candidates:
-        if candidate.itm_probability is not None:
-            place = min(int(candidate.itm_probability * _BINS), _BINS - 1)
-            counts[candidate.source][place] += 1
-
-
-def _histogram(counts: dict[Source, list[int]]) -> list[Bar]:
-    """How many web and synthetic texts have which ITM probability, side by side."""
-    highest = max(max(values) for values in counts.values()) or 1
-    step = _PLOT_WIDTH / _BINS
-    width = step * 0.4
+def _sample(names: Sequence[str], facts: Facts) -> Sequence[str]:
+    """The shards whose rows are read: of very many, an even spread and those with pictures."""
+    if len(names) <= _MOST_SHARDS or not facts.texts:
+        return names
+    gallery = int(facts.settings.get("gallery") or 0)
+    spread = {names[i * len(names) // _MOST_SHARDS] for i in range(_MOST_SHARDS)}
     return [
-        Bar(
-            source=source,
-            x=round(place * step + step * 0.1 + offset * width, 2),
-            y=round(_PLOT_HEIGHT * (1 - count / highest), 2),
-            width=round(width, 2),
-            height=round(_PLOT_HEIGHT * count / highest, 2),
-            label=f"{place / _BINS:.2f} to {(place + 1) / _BINS:.2f}: {count} {source}",
-        )
-        for offset, source in enumerate(SOURCES)
-        for place, count in enumerate(counts[source])
-        if count
+        name
+        for place, name in enumerate(names)
+        if name in spread or gallery_places(place, len(names), 1, gallery)
     ]
 
 
+def _told(source: str, facts: Facts, counted: Mapping[str, Totals]) -> Told:
+    """Of all shards where the run has added them up, else of those that were read."""
+    own = facts.texts.get(source)
+    if own is None:
+        seen = counted[source]
+        failed = seen.count - seen.statuses[Status.SUCCESS.value]
+        return Told(seen.count, seen.kept, failed, seen.flags)
+    failed = own["count"] - own["status_dict"].get(Status.SUCCESS.value, 0)
+    return Told(own["count"], own["kept"], failed, {flag: own[flag] for flag in FLAGS})
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
 def _shorten(text: str) -> str:
-    return text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + " …"
+    return text if len(text) <= _REASON_SHOWN else text[:_REASON_SHOWN] + " …"
+
+
+def _quality(judged: Judged, facts: Facts) -> Quality:
+    """That of the run's own thresholds."""
+    return qualities(judged, [facts.threshold], facts.itc_threshold)[0]
+
+
+def _failures(
+    folder: Path, shards: Sequence[str], totals: Mapping[str, Totals]
+) -> tuple[Counter[str], list[Failure]]:
+    """Pictures by status, and all failures by reason, the commonest first."""
+    statuses: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], list[str]] = {}
+    for row in _failed_rows(folder, shards, statuses):
+        name = (row["status"], _reason(row["error_message"] or ""))
+        if name not in counts and len(counts) >= _REASONS:
+            name = (row["status"], "other reasons; see the tables")
+        counts[name] += 1
+        keys = examples.setdefault(name, [])
+        if len(keys) < _EXAMPLES:
+            keys.append(row["key"])
+    found = [Failure(*name, count, examples[name]) for name, count in counts.most_common()]
+    for source in SOURCES:
+        for status, count in totals[source].statuses.most_common():
+            if status != Status.SUCCESS.value:
+                found.append(Failure(status, _WHY[status].format(source=source), count, []))
+    return statuses, found
+
+
+_WHY = {
+    status.value: "a {source} text cannot be read"
+    for status in Status
+    if status is not Status.SUCCESS
+} | {
+    Status.EMPTY_TEXT.value: "the {source} text is empty",
+    Status.FAILED_SCORE.value: "the filter's score of the {source} text is not a number",
+}
+
+
+def _failed_rows(
+    folder: Path, shards: Sequence[str], statuses: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of pictures that failed; all statuses are counted in passing."""
+    for name in shards:
+        with pq.ParquetFile(folder / f"{name}.parquet") as table:
+            columns = ["key", "status", "error_message"]
+            for batch in table.iter_batches(8192, columns=columns, use_threads=False):
+                status = batch.column("status")
+                counted = pc.value_counts(status).to_pylist()
+                statuses.update({value["values"]: value["counts"] for value in counted})
+                yield from batch.filter(pc.not_equal(status, "success")).to_pylist()
+
+
+def _reason(message: str) -> str:
+    """A message without the numbers and names that make it one picture's own."""
+    words = _NUMBER.sub("#", _QUOTED.sub("…", message)).split()
+    return " ".join(words) or "no reason given"

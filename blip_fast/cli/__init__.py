@@ -15,6 +15,7 @@ from blip_fast.cli import (
     bench,
     capfilt,
     caption,
+    check,
     convert,
     demo,
     embed,
@@ -24,12 +25,13 @@ from blip_fast.cli import (
     scenes,
     search,
     train,
+    tune,
 )
 from blip_fast.cli.common import modern_spelling
 
 _VERBS = (
-    caption, match, answer, embed, search, capfilt, scenes, train, report, convert, info, bench,
-    demo,
+    caption, match, answer, embed, search, capfilt, tune, check, scenes, train, report, convert,
+    info, bench, demo,
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The vision encoder's start: a plain ViT learns to name what stands in every cell.
 
 As BLIP starts its vision encoder from one trained on ImageNet's labels. Scenes are drawn fresh
-without end; nothing is seen twice, so there is nothing to memory_of.
+without end; nothing is seen twice, so there is nothing to memorise.
 """
 
 from __future__ import annotations

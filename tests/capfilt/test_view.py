@@ -1,0 +1,158 @@
+"""A view of a run is what the run would have been."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from capfilt_stub import StubBlip
+
+from blip_fast.capfilt import CapFiltOptions, run_capfilt
+from blip_fast.capfilt import view as view_of
+from blip_fast.capfilt.rows import read_rows
+from blip_fast.capfilt.view import Rule, write_view
+from blip_fast.cli import main
+from blip_fast.data import open_source
+from blip_fast.data.tar import scan
+
+
+class Varied(StubBlip):
+    """Every text has a probability of its own."""
+
+    @staticmethod
+    def _probability(text: str) -> float:
+        return (zlib.crc32(text.encode()) % 99 + 0.5) / 100
+
+
+def run(source: Path, output: Path, threshold: float) -> Path:
+    model: Any = Varied()
+    options = CapFiltOptions(threshold=threshold, num_captions=3, batch_size=2, shard_size=4)
+    run_capfilt(source, output, model, model, options)
+    return output
+
+
+def shards(folder: Path, *ends: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name.endswith(ends)}
+
+
+@pytest.fixture(params=["folder", "tars"])
+def some(request: pytest.FixtureRequest, source: Path, two_tars: Path) -> Path:
+    return source if request.param == "folder" else two_tars
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.8])
+def test_it_is_the_run_with_that_threshold(some: Path, tmp_path: Path, threshold: float) -> None:
+    """Byte for byte, tars included: pictures that were not kept before come from the source."""
+    first = run(some, tmp_path / "first", 0.5)
+    wanted = run(some, tmp_path / "wanted", threshold)
+    write_view(first, tmp_path / "view", Rule(threshold), tars=True)
+    assert shards(tmp_path / "view", ".tar") == shards(wanted, ".tar")
+    assert list(read_rows(tmp_path / "view")) == list(read_rows(wanted))
+    ours, theirs = (
+        json.loads((folder / "totals.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "view", wanted)
+    )
+    for name in ("count", "successes", "pairs", "texts", "status_dict", "models"):
+        assert ours[name] == theirs[name], name
+    assert ours["settings"]["threshold"] == threshold and ours["gone"] == 0
+    assert (tmp_path / "view/report.html").is_file()
+
+
+def test_without_tars_the_source_is_not_needed(source: Path, tmp_path: Path) -> None:
+    first = run(source, tmp_path / "first", 0.9)
+    source.rename(tmp_path / "gone")
+    stats = write_view(first, tmp_path / "view", Rule(0.0))
+    assert shards(tmp_path / "view", ".tar") == {} and stats["gone"] == 0
+    kept = sum(c["kept"] for row in read_rows(tmp_path / "view") for c in row["candidates"])
+    assert kept == stats["pairs"] > 0
+    with pytest.raises(ValueError, match="which cannot be opened.*without tars"):
+        write_view(first, tmp_path / "other", Rule(0.0), tars=True)
+    assert not list((tmp_path / "other").glob("*_stats.json"))
+
+
+def test_the_manifest_trains(source: Path, tmp_path: Path) -> None:
+    first = run(source, tmp_path / "first", 0.5)
+    write_view(first, tmp_path / "view", Rule(0.2))
+    opened = open_source(tmp_path / "view/kept.jsonl")
+    shard = opened.open(0)
+    pairs = {(str(shard[n].images[0]), shard[n].text) for n in range(len(shard))}
+    wanted = {
+        (row["path"], c["text"])
+        for row in read_rows(tmp_path / "view")
+        for c in row["candidates"]
+        if c["kept"]
+    }
+    assert pairs == wanted and all(Path(path).is_file() for path, _ in pairs)
+
+
+def test_pictures_that_have_gone_are_counted(source: Path, tmp_path: Path) -> None:
+    """One that was kept before is still in the run's shards; another is lost with its texts."""
+    first = run(source, tmp_path / "first", 0.99)
+    assert all(not scan(path).samples for path in first.glob("*.tar"))
+    (source / "b_bad.png").unlink()
+    (source / "b_bad.png").mkdir()  # in its place, so that the others keep their numbers
+    stats = write_view(first, tmp_path / "view", Rule(0.0), tars=True)
+    rows = {row["key"]: row for row in read_rows(tmp_path / "view")}
+    texts = rows["b_bad.png"]["candidates"]
+    assert stats["gone"] == len(texts) == 4 and not any(c["kept"] for c in texts)
+    assert all(c["kept"] for c in rows["a_good.png"]["candidates"])
+    samples = sum(len(scan(path).samples) for path in (tmp_path / "view").glob("*.tar"))
+    assert samples == stats["pairs"]
+
+
+def test_it_goes_on_where_it_was_stopped(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(source, tmp_path / "first", 0.5)
+    write_view(first, tmp_path / "whole", Rule(0.3), tars=True)
+    written: list[str] = []
+    commit = view_of._Shard.write
+
+    def stopped(self: Any, again: Any) -> int:
+        if written:
+            raise KeyboardInterrupt
+        written.append(self._name)
+        return commit(self, again)
+
+    monkeypatch.setattr(view_of._Shard, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_view(first, tmp_path / "view", Rule(0.3), tars=True)
+    assert not (tmp_path / "view/totals.json").exists()
+    monkeypatch.setattr(view_of._Shard, "write", commit)
+    done: list[int] = []
+    write_view(first, tmp_path / "view", Rule(0.3), tars=True, progress=done.append)
+    assert done == [3]  # of 7 pictures, 4 were done before
+    ends = (".tar", ".parquet", ".jsonl")
+    assert shards(tmp_path / "view", *ends) == shards(tmp_path / "whole", *ends)
+
+
+def test_other_folders_are_not_replaced(source: Path, tmp_path: Path) -> None:
+    first = run(source, tmp_path / "first", 0.5)
+    with pytest.raises(ValueError, match="is the run itself"):
+        write_view(first, first, Rule(0.3))
+    write_view(first, tmp_path / "view", Rule(0.3))
+    with pytest.raises(ValueError, match=r"threshold was 0\.3 and is 0\.4"):
+        write_view(first, tmp_path / "view", Rule(0.4))
+    write_view(first, tmp_path / "view", Rule(0.4), overwrite=True)
+    (first / "totals.json").unlink()
+    with pytest.raises(ValueError, match="the run is not complete"):
+        write_view(first, tmp_path / "third", Rule(0.3))
+
+
+def test_a_view_of_a_view(source: Path, tmp_path: Path) -> None:
+    first = run(source, tmp_path / "first", 0.5)
+    write_view(first, tmp_path / "a", Rule(0.8))
+    write_view(tmp_path / "a", tmp_path / "b", Rule(0.5))
+    assert list(read_rows(tmp_path / "b")) == list(read_rows(first))
+
+
+def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(source, tmp_path / "first", 0.5)
+    argv = ["tune", str(first), "--threshold", "0.1", "--output", str(tmp_path / "view"), "--tars"]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith(f"{tmp_path / 'view/report.html'}\n")
+    assert "web texts:" in captured.err and (tmp_path / "view/00000.tar").is_file()
