@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from blip_fast.capfilt.finish import refuse_other_run
+from blip_fast.capfilt.flow import StageFailed
 from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.pipeline import run_capfilt
-from blip_fast.capfilt.rows import SCHEMA, Candidate, Row
+from blip_fast.capfilt.rows import SCHEMA, Candidate, Row, read_rows
 from blip_fast.capfilt.summary import CapFiltSummary
 
-__all__ = ["SCHEMA", "Candidate", "CapFiltOptions", "CapFiltSummary", "Row", "run_capfilt"]
+__all__ = [
+    "SCHEMA",
+    "Candidate",
+    "CapFiltOptions",
+    "CapFiltSummary",
+    "Row",
+    "StageFailed",
+    "read_rows",
+    "refuse_other_run",
+    "run_capfilt",
+]

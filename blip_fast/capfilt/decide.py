@@ -1,61 +1,97 @@
 """Which texts are kept: pure functions of scores, so that a threshold can be moved afterwards.
 
 A text is kept where the filter's softmax ITM probability is at least the threshold, whether it
-came from the web or from the captioner (BLIP, section 3.3).
+came from the web or from the captioner (BLIP, section 3.3). Several filters vote, and the vote is
+what is held against the threshold.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
-from blip_fast.capfilt.rows import Candidate
+import numpy as np
+
+from blip_fast.capfilt.rows import Candidate, Scores
 from blip_fast.images import Status
 
-
-@dataclass(frozen=True)
-class Scores:
-    """What the filter says of a text and a picture: ITM probability and logit, ITC cosine."""
-
-    probability: float
-    logit: float
-    similarity: float
-
-    @property
-    def finite(self) -> bool:
-        return all(map(math.isfinite, (self.probability, self.logit, self.similarity)))
+# mean of the filters; the least of them; the largest, so that any filter alone can keep a text;
+# or a weighted sum, by weights that add up to 1.
+Vote = Literal["mean", "min", "any", "sum"]
+VOTES: tuple[Vote, ...] = ("mean", "min", "any", "sum")
 
 
 def can_be_scored(candidate: Candidate) -> bool:
-    return candidate.status is Status.SUCCESS
+    return candidate.status is Status.SUCCESS and not candidate.duplicate
 
 
-def mark_empty(candidate: Candidate) -> Candidate:
-    """Give a text without a visible character the status `empty_text`."""
-    if can_be_scored(candidate) and not candidate.text.strip():
-        return replace(candidate, status=Status.EMPTY_TEXT)
-    return candidate
+def prepare(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Mark what is not to be scored: texts without a visible character, and repeated ones."""
+    seen: set[str] = set()
+    marked = []
+    for candidate in candidates:
+        text = " ".join(candidate.text.split()).casefold()
+        if candidate.status is not Status.SUCCESS:
+            marked.append(candidate)
+        elif not text:
+            marked.append(replace(candidate, status=Status.EMPTY_TEXT))
+        else:
+            marked.append(replace(candidate, duplicate=text in seen))
+            seen.add(text)
+    return marked
 
 
-def with_scores(candidate: Candidate, scores: Scores, threshold: float) -> Candidate:
+def finite(scores: Scores) -> bool:
+    return all(value is not None and math.isfinite(value) for value in vars(scores).values())
+
+
+def vote(filters: Sequence[Scores], how: Vote = "mean", weights: Sequence[float] = ()) -> Scores:
+    """What several filters say together: each score of all of them, joined.
+
+    Values are rounded to 32 bits, as the table holds them, so that whoever decides again from the
+    table decides the same.
+
+    Args:
+        weights: one a filter, for "sum".
+    """
+    shares = weights if how == "sum" else [1 / len(filters)] * len(filters)
+
+    def join(values: list[float]) -> float:
+        if how in ("mean", "sum"):
+            joined = sum(w * v for w, v in zip(shares, values, strict=True))
+        else:
+            joined = min(values) if how == "min" else max(values)
+        return float(np.float32(joined))
+
+    columns = zip(*(vars(scores).values() for scores in filters), strict=True)
+    return Scores(*(join(list(column)) for column in columns))
+
+
+def with_scores(
+    candidate: Candidate,
+    filters: Sequence[Scores],
+    threshold: float,
+    itc_threshold: float | None = None,
+    how: Vote = "mean",
+    weights: Sequence[float] = (),
+) -> Candidate:
     """Record the scores of a text and decide.
 
     A score that is not a finite number makes the status `failed_score` and is recorded as none: a
     comparison with it would be false either way round.
     """
-    if not scores.finite:
+    if not all(map(finite, filters)):
         return replace(candidate, status=Status.FAILED_SCORE, kept=False)
-    scored = replace(
-        candidate,
-        itm_probability=scores.probability,
-        itm_logit=scores.logit,
-        itc_similarity=scores.similarity,
-    )
-    return decide(scored, threshold)
+    scored = replace(candidate, filters=tuple(filters), **vars(vote(filters, how, weights)))
+    return decide(scored, threshold, itc_threshold)
 
 
-def decide(candidate: Candidate, threshold: float) -> Candidate:
-    """Keep a text, or not, by the probability recorded with it."""
-    probability = candidate.itm_probability
+def decide(candidate: Candidate, threshold: float, itc_threshold: float | None = None) -> Candidate:
+    """Keep a text, or not, by the scores recorded with it."""
+    probability, similarity = candidate.itm_probability, candidate.itc_similarity
     kept = can_be_scored(candidate) and probability is not None and probability >= threshold
+    if itc_threshold is not None:
+        kept = kept and similarity is not None and similarity >= itc_threshold
     return replace(candidate, kept=kept)

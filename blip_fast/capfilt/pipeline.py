@@ -1,199 +1,298 @@
-"""The loop of CapFilt: pictures in batches, each seen once by each model, to rows and files."""
+"""The way of a CapFilt run: pictures through overlapping stages into shards, whole or not there.
+
+    open -> read -> decode -> captioners -> filters -> decide -> write
+
+A batch is some neighbouring pictures of one shard. What is in it depends on the shard alone, so
+that a shard that is done again, by whomever, becomes the same bytes.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from blip_fast.capfilt.decide import can_be_scored, mark_empty, with_scores
+from blip_fast.capfilt.crew import Crew
+from blip_fast.capfilt.finish import FILES, fingerprint_of, finish, totals_so_far
+from blip_fast.capfilt.flow import Clock, CrewStage, Flow, Stage, StageFailed
+from blip_fast.capfilt.jobs import Batch, Job, Reader
+from blip_fast.capfilt.kept import thumbnail
+from blip_fast.capfilt.ledger import Ledger, clear
+from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
-from blip_fast.capfilt.rows import Candidate, Row
-from blip_fast.capfilt.score import are_cut, score_texts
-from blip_fast.capfilt.summary import CapFiltSummary, model_facts, summarise
-from blip_fast.capfilt.write import prepare_folder, write_run
-from blip_fast.data import (
-    Record,
-    chunks,
-    default_batch_size,
-    displayable,
-    read_folder,
-    stable_seed,
-)
-from blip_fast.images import Picture, Status, read_pictures, stack
-from blip_fast.med.memory import ImageMemory
-from blip_fast.tasks.captions import Generated
+from blip_fast.capfilt.rows import Row, committed
+from blip_fast.capfilt.summary import CapFiltSummary, ShardStats, snapshot
+from blip_fast.capfilt.write import ShardWriter, gallery_places
+from blip_fast.data import default_batch_size
+from blip_fast.data.web import WebShard, WebSource, open_web
+from blip_fast.images import Status
 from blip_fast.tasks.model import Blip
+from blip_fast.train.guard import STOPPED, StopRequest, stop_request
 
-
-@dataclass(frozen=True)
-class _Item:
-    """A picture of the source, as the captioner and as the filter want it."""
-
-    record: Record
-    captioned: Picture
-    filtered: Picture
-
-    @property
-    def failure(self) -> Picture | None:
-        pictures = (self.captioned, self.filtered)
-        return next((picture for picture in pictures if picture.pixels is None), None)
+_READERS = 16  # threads that wait for a disk or a network
+_MOST_DECODERS = 8  # a decoder holds an image at full size
+_THUMBNAIL = 224  # pixels of the longer side
+_FAILURES = 500  # that a summary lists
 
 
 def run_capfilt(
-    source: str | Path,
+    source: Any,
     output: str | Path,
-    captioner: Blip,
-    filter_: Blip,
+    captioners: Blip | Sequence[Blip],
+    filters: Blip | Sequence[Blip],
     options: CapFiltOptions | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> CapFiltSummary:
-    """Caption the pictures of a folder, and keep the web and the synthetic texts that match.
+    """Caption web pictures, and keep the web and the synthetic texts that match.
 
-    Where captioner and filter are one object, each picture is seen once for both.
+    The same call goes on where one was stopped, killed or has failed, and ends with the same
+    shards. Several processes may make it at once: they share the work. On SIGTERM the batch is
+    finished, an unfinished shard dropped, and the process exits with code 143 (SystemExit).
 
     Args:
-        source: a folder of pictures with sidecar texts.
+        source: what `blip_fast.data.web.open_web` takes, or what it gave.
         output: a folder; see `blip_fast.capfilt.write` for what goes into it.
-        captioner: a model of kind "caption" or "pretrain".
-        filter_: a model of kind "retrieval" or "pretrain".
+        captioners: models of kind "caption" or "pretrain".
+        filters: models of kind "retrieval" or "pretrain". A model that is both sees once.
         progress: called with the number of pictures just finished.
 
     Raises:
+        StageFailed: naming the stage and the pictures where one cannot go on.
         ValueError: where a model lacks a part, the source holds no picture, or the output folder
-            holds a finished run.
+            belongs to another run.
+        OSError: where the source has gone or the output cannot be written.
     """
-    options = options or CapFiltOptions()
-    source, output = Path(source), Path(output)
-    _check_models(captioner, filter_)
-    records = list(read_folder(source, options.recursive))
-    if not records:
-        raise ValueError(f"there are no pictures in {displayable(source)}")
-    prepare_folder(output, options.overwrite)
-
-    started = time.time()
-    size = options.batch_size or default_batch_size(captioner.device.type)
-    rows: list[Row] = []
-    for batch in chunks(_read(records, captioner, filter_), size):
-        rows += _finish(batch, captioner, filter_, options)
-        if progress is not None:
-            progress(len(batch))
-    settings = {"source": displayable(source.resolve()), **options.to_dict()}
-    models = {"captioner": model_facts(captioner), "filter": model_facts(filter_)}
-    summary = summarise(rows, output, settings, models, started, time.time())
-    write_run(rows, summary, captioner.image_options)
-    return summary
-
-
-def _check_models(captioner: Blip, filter_: Blip) -> None:
-    if captioner.config.kind not in ("caption", "pretrain"):
-        raise ValueError(
-            f"the captioner {captioner.source} is of kind {captioner.config.kind!r}, which writes "
-            "no captions; give a checkpoint of kind 'caption' or 'pretrain'"
-        )
-    if not filter_.config.has_matching:
-        raise ValueError(
-            f"the filter {filter_.source} is of kind {filter_.config.kind!r}, which has no ITM "
-            "head; give a checkpoint of kind 'retrieval' or 'pretrain'"
-        )
-
-
-def _read(records: Sequence[Record], captioner: Blip, filter_: Blip) -> Iterator[_Item]:
-    """Read each picture once, or once for each model where they want different sizes."""
-    paths = [record.path for record in records]
-    captioned = read_pictures(paths, captioner.image_options)
-    if filter_.image_options == captioner.image_options:
-        for record, picture in zip(records, captioned, strict=True):
-            yield _Item(record, picture, picture)
-    else:
-        filtered = read_pictures(paths, filter_.image_options)
-        for record, *pictures in zip(records, captioned, filtered, strict=True):
-            yield _Item(record, *pictures)
-
-
-def _finish(
-    batch: Sequence[_Item], captioner: Blip, filter_: Blip, options: CapFiltOptions
-) -> list[Row]:
-    """The rows of a batch, in its order."""
-    readable = [item for item in batch if item.failure is None]
-    candidates = iter(_candidates(readable, captioner, filter_, options) if readable else ())
-    rows = []
-    for item in batch:
-        picture = item.failure or item.captioned
-        read = item.failure is None
-        rows.append(
-            Row(
-                key=item.record.key,
-                path=displayable(item.record.path.absolute()),
-                status=picture.status,
-                error_message=picture.error or item.record.web_error,
-                width=picture.width if read else None,
-                height=picture.height if read else None,
-                web_text=item.record.web_text,
-                candidates=next(candidates) if read else (),
-            )
-        )
-    return rows
-
-
-def _candidates(
-    items: Sequence[_Item], captioner: Blip, filter_: Blip, options: CapFiltOptions
-) -> list[tuple[Candidate, ...]]:
-    """See, caption and score pictures; the decided candidates of each."""
-    number = len(items)
-    memory = captioner.see(stack([item.captioned for item in items]), batch_size=number)
-    captions = captioner.caption(
-        memory,
-        options.prompt,
-        seed=[stable_seed(item.record.key, options.seed) for item in items],
-        batch_size=number,
-        **options.search(),
+    options, output = options or CapFiltOptions(), Path(output)
+    models = Models(_listed(captioners), _listed(filters), options)
+    web = open_web(
+        source,
+        options.shard_size,
+        image_root=options.image_root,
+        recursive=options.recursive,
     )
-    if filter_ is not captioner:
-        memory = filter_.see(stack([item.filtered for item in items]), batch_size=number)
-    written = [
-        [*_web_text(item.record), *map(_from_generated, texts)]
-        for item, texts in zip(items, captions, strict=True)
+    if options.overwrite:
+        clear(output, FILES)
+    with Ledger(output, fingerprint_of(web, models, options)) as ledger, stop_request() as stop:
+        run = _Run(web, output, models, ledger, stop, progress)
+        run.work()
+        held = ledger.held_by_others()
+        if len(committed(output)) == len(web):
+            return finish(output, ledger.scratch, web, models, run.failures, run.done)
+    stats = totals_so_far(output, web, models)
+    return CapFiltSummary(output, stats, run.failures, False, held, run.done)
+
+
+class _Run:
+    """One process's part of a run.
+
+    Attributes:
+        done: shards that it committed.
+        failures: pictures that could not be read, the first of them.
+    """
+
+    def __init__(
+        self,
+        source: WebSource,
+        output: Path,
+        models: Models,
+        ledger: Ledger,
+        stop: StopRequest,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        self._source, self._output, self._models = source, output, models
+        self._ledger, self._stop, self._progress = ledger, stop, progress
+        self._options = models.options
+        self.done = 0
+        self.failures: list[tuple[str, Status, str]] = []
+
+    def work(self) -> None:
+        """Do all shards that nobody has done or is doing.
+
+        Raises:
+            SystemExit: with code 143, where SIGTERM has come.
+        """
+        mine = range(self._options.shard_index, len(self._source), self._options.num_shards)
+        opening, sink, stages = self._stages()
+        self._clocks = [opening, *_clocks_of(stages), sink]
+        self._since, self._before = time.time(), snapshot(self._clocks)
+        flow = Flow(self._batches(self._ledger.take(mine)), opening, stages)
+        writer: _Writing | None = None
+        try:
+            with closing(flow.run(sink)) as batches:
+                for batch in batches:
+                    if writer is None:
+                        writer = self._begin(batch)
+                    self._write(writer, batch)
+                    if batch.last:
+                        self._commit(writer)
+                        writer = None
+                    if self._progress is not None:
+                        self._progress(len(batch.items))
+                    if self._stop.asked:
+                        raise SystemExit(STOPPED)
+        finally:
+            if writer is not None:
+                writer.files.discard()
+
+    def _stages(self) -> tuple[Clock, Clock, list[Stage | CrewStage]]:
+        """Those between the source and the writing; models of one device take turns."""
+        models, options = self._models, self._options
+        reader = Reader(models.image_options)
+        readers = Crew("reading", _READERS, options.patience)
+        decoders = Crew("decoding", min(_MOST_DECODERS, _processors()), options.patience)
+        stages: list[Stage | CrewStage] = [
+            CrewStage(Clock("read", "read"), readers, reader.read, reader.settle_read),
+            CrewStage(Clock("decode", "decode"), decoders, reader.decode, reader.settle_decode),
+        ]
+        works: list[tuple[Clock, Callable[[Batch], None]]] = []
+        roles = (
+            ("captioner", models.captioners, models.caption),
+            ("filter", models.filters, models.score),
+        )
+        for role, some, work in roles:
+            for number, model in enumerate(some):
+                name = role if len(some) == 1 else f"{role} {number + 1}"
+                clock = Clock(name, str(model.device))
+                if works and works[-1][0].lane != clock.lane:
+                    stages.append(Stage(works))
+                    works = []
+                works.append((clock, _numbered(work, number)))
+        stages += [Stage(works), Stage([(Clock("decide", "decide"), models.decide)])]
+        return Clock("open", "open"), Clock("write", "write"), stages
+
+    def _batches(self, names: Iterator[str]) -> Generator[Batch, None, None]:
+        """The batches of all shards; the next shard is opened, or fetched, ahead of its turn."""
+        size = self._options.batch_size or default_batch_size(
+            self._models.captioners[0].device.type
+        )
+
+        def next_shard() -> tuple[str, WebShard] | None:
+            name = next(names, None)
+            if name is None:
+                return None
+            try:
+                return name, self._source.open(int(name))
+            except (OSError, ValueError) as error:
+                raise StageFailed(
+                    f"shard {name} of {self._source.name} cannot be opened: {error}. What is done "
+                    "stays; the same command goes on"
+                ) from error
+
+        with ThreadPoolExecutor(1, thread_name_prefix="capfilt open") as ahead:
+            coming = ahead.submit(next_shard)
+            while (found := coming.result()) is not None:
+                coming = ahead.submit(next_shard)
+                name, shard = found
+                for first in range(0, max(1, len(shard)), size):
+                    numbers = range(first, min(first + size, len(shard)))
+                    last = first + size >= len(shard)
+                    yield Batch(name, shard, [Job(n, shard) for n in numbers], last)
+
+    def _begin(self, batch: Batch) -> _Writing:
+        return _Writing(
+            ShardWriter(self._output, self._ledger.scratch, batch.name),
+            ShardStats(batch.shard.losses, batch.shard.lost),
+            gallery_places(
+                int(batch.name), len(self._source), len(batch.shard), self._options.gallery
+            ),
+        )
+
+    def _write(self, writing: _Writing, batch: Batch) -> None:
+        rows = []
+        for job in batch.items:
+            assert job.row is not None
+            if job.number in writing.gallery:
+                job.row = _shown(job.row, thumbnail(job, _THUMBNAIL))
+            rows.append(job.row)
+            if not job.usable and len(self.failures) < _FAILURES:
+                self.failures.append((job.row.key, job.status, job.error))
+        writing.stats.add(rows)
+        writing.remote = writing.remote and all(_is_remote(job) for job in batch.items)
+        try:
+            writing.files.add(batch.items)
+        except OSError as error:
+            raise _unwritten(batch.name, error) from error
+
+    def _commit(self, writing: _Writing) -> None:
+        name = writing.files.name
+        if writing.stats.unread:
+            self._source.check()
+            if writing.remote and writing.stats.unread == writing.stats.count:
+                raise StageFailed(
+                    f"no picture of shard {name} could be read; the network or the source seems "
+                    f"to have gone. The last reason: {self.failures[-1][2]}. The shard is left "
+                    "undone; the same command goes on"
+                )
+        if not self._ledger.holds(name):  # thought dead, and another is at it
+            writing.files.discard()
+            return
+        stats = writing.stats.to_dict(self._since, self._clocks, self._before)
+        self._since, self._before = time.time(), snapshot(self._clocks)
+        try:
+            writing.files.commit(stats)
+        except OSError as error:
+            raise _unwritten(name, error) from error
+        self._ledger.drop(name)
+        self.done += 1
+
+
+@dataclass
+class _Writing:
+    """A shard on its way to the disk.
+
+    Attributes:
+        gallery: numbers of the pictures that the report shows.
+        remote: whether all pictures so far were to come over a network.
+    """
+
+    files: ShardWriter
+    stats: ShardStats
+    gallery: set[int]
+    remote: bool = True
+
+
+def _listed(models: Blip | Sequence[Blip]) -> Sequence[Blip]:
+    return models if isinstance(models, Sequence) else [models]
+
+
+def _numbered(work: Callable[[Batch, int], None], number: int) -> Callable[[Batch], None]:
+    return lambda batch: work(batch, number)
+
+
+def _clocks_of(stages: Sequence[Stage | CrewStage]) -> list[Clock]:
+    return [
+        clock
+        for stage in stages
+        for clock in (
+            [stage.clock] if isinstance(stage, CrewStage) else [clock for clock, _ in stage.works]
+        )
     ]
-    return _score(written, memory, filter_, options)
 
 
-def _score(
-    written: Sequence[Sequence[Candidate]],
-    memory: ImageMemory,
-    filter_: Blip,
-    options: CapFiltOptions,
-) -> list[tuple[Candidate, ...]]:
-    """The candidates of each picture, with scores and decision where there is a text to score."""
-    drafts = [[mark_empty(candidate) for candidate in candidates] for candidates in written]
-    chosen = [(i, c.text) for i, some in enumerate(drafts) for c in some if can_be_scored(c)]
-    owners, texts = [i for i, _ in chosen], [text for _, text in chosen]
-    limit = options.max_text_length
-    scores = score_texts(filter_, memory, texts, owners, limit)
-    judgements = zip(scores, are_cut(filter_, texts, limit), strict=True)
-
-    def judge(candidate: Candidate) -> Candidate:
-        if not can_be_scored(candidate):
-            return candidate
-        score, cut = next(judgements)
-        candidate = replace(candidate, truncated=candidate.truncated or cut)
-        return with_scores(candidate, score, options.threshold)
-
-    return [tuple(judge(candidate) for candidate in candidates) for candidates in drafts]
+def _shown(row: Row, picture: bytes) -> Row:
+    return Row(**{**vars(row), "thumbnail": picture})
 
 
-def _web_text(record: Record) -> list[Candidate]:
-    if record.web_error:
-        return [Candidate("web", "", status=Status.FAILED_TO_READ)]
-    return [] if record.web_text is None else [Candidate("web", record.web_text)]
+def _is_remote(job: Job) -> bool:
+    return job.picture is not None and isinstance(job.picture.image, str)
 
 
-def _from_generated(text: Generated) -> Candidate:
-    return Candidate(
-        source="synthetic",
-        text=text.text,
-        token_ids=text.token_ids,
-        log_probability=text.log_probability,
-        truncated=text.truncated,
+def _unwritten(name: str, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"shard {name} could not be written ({error.strerror or error}); what is done stays. Make "
+        "room where it is needed; the same command goes on",
     )
+
+
+def _processors() -> int:
+    """Those this process is allowed to use, where the system can say."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

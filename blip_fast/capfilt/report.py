@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import base64
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip_fast.capfilt.rows import SOURCES, Candidate, Row
-from blip_fast.data.pages import data_uri, page_template
-from blip_fast.images import ImageOptions, Picture, Status, read_pictures
+from blip_fast.capfilt.rows import SOURCES, Candidate, Row, Source
+from blip_fast.data.pages import page_template
+from blip_fast.images import Status
 
-_THUMBNAIL = (
-    224  # pixels of the longer side; a JPEG of about 7 kB, so that 200 pictures make a page of 2 MB
-)
 _HEIGHT_ON_PAGE = 300
 _BINS = 20
 _FAILURES_SHOWN = 500
@@ -50,67 +48,51 @@ class Bar:
     label: str
 
 
-def render_report(rows: Sequence[Row], stats: dict[str, Any], image_options: ImageOptions) -> str:
+def render_report(rows: Iterable[Row], stats: dict[str, Any]) -> str:
     """The page as text; every text in it that came from outside is escaped.
 
     Args:
+        rows: gone through once. Those that have a thumbnail, even an empty one, are shown.
         stats: as in `CapFiltSummary`.
-        image_options: how pictures are read for their thumbnails; its size does not matter.
     """
-    failures = list(_failures(rows))
-    shown = _spread(rows, stats["settings"]["gallery"])
+    shown: list[Row] = []
+    failures: list[tuple[str, str, str]] = []
+    counts = {source: [0] * _BINS for source in SOURCES}
+    for row in rows:
+        if row.thumbnail is not None:
+            shown.append(row)
+        failures += _failures(row)
+        del failures[_FAILURES_SHOWN + 1 :]
+        _count(counts, row)
+    left = stats["failures"] - _FAILURES_SHOWN if len(failures) > _FAILURES_SHOWN else 0
     return page_template(Path(__file__).with_name("report.html.j2")).render(
         stats=stats,
         untrained=sorted({m["source"] for m in stats["models"].values() if not m["trained"]}),
-        bars=_histogram(rows),
+        bars=_histogram(counts),
         plot=(_PLOT_WIDTH, _PLOT_HEIGHT),
-        cards=_cards(shown, image_options),
+        cards=[_card(row) for row in shown],
         failures=failures[:_FAILURES_SHOWN],
-        failures_left=max(0, len(failures) - _FAILURES_SHOWN),
+        failures_left=max(left, 0),
         shorten=_shorten,
     )
 
 
-def _spread(rows: Sequence[Row], limit: int) -> list[Row]:
-    """At most `limit` rows, evenly spread."""
-    if len(rows) <= limit:
-        return list(rows)
-    return [rows[i * len(rows) // limit] for i in range(limit)]
+def _card(row: Row) -> Card:
+    data = base64.b64encode(row.thumbnail or b"").decode("ascii")
+    return Card(
+        row=row,
+        thumbnail=f"data:image/jpeg;base64,{data}" if data else "",
+        width=round(_HEIGHT_ON_PAGE * _ratio(row)),
+        state=" ".join(sorted(_states(row))),
+        texts=[(candidate, _state(candidate)) for candidate in row.candidates],
+    )
 
 
-def _cards(rows: Sequence[Row], image_options: ImageOptions) -> list[Card]:
-    readable = [row for row in rows if row.status is Status.SUCCESS]
-    options = replace(image_options, size=_THUMBNAIL)
-    pictures = read_pictures([row.path for row in readable], options)
-    thumbnails = {
-        id(row): _data_uri(picture) for row, picture in zip(readable, pictures, strict=True)
-    }
-    return [
-        Card(
-            row=row,
-            thumbnail=thumbnails.get(id(row), ""),
-            width=round(_HEIGHT_ON_PAGE * _ratio(row)),
-            state=" ".join(sorted(_states(row))),
-            texts=[(candidate, _state(candidate)) for candidate in row.candidates],
-        )
-        for row in rows
-    ]
-
-
-def _data_uri(picture: Picture) -> str:
-    """A thumbnail as an address that holds the picture itself; empty where it is gone by now."""
-    if picture.pixels is None:
-        return ""
-    ratio = _ratio(picture)  # pictures are read as squares; here they get their shape back
-    size = (round(_THUMBNAIL * min(ratio, 1)), round(_THUMBNAIL / max(ratio, 1)))
-    return data_uri(picture.pixels, size)
-
-
-def _ratio(picture: Row | Picture) -> float:
+def _ratio(row: Row) -> float:
     """Width by height, within limits: a panorama keeps some height."""
-    if not picture.width or not picture.height:
+    if not row.width or not row.height:
         return 1.0
-    return min(max(picture.width / picture.height, 0.2), 5.0)
+    return min(max(row.width / row.height, 0.2), 5.0)
 
 
 def _state(candidate: Candidate) -> str:
@@ -125,29 +107,29 @@ def _states(row: Row) -> set[str]:
     return {_state(candidate) for candidate in row.candidates}
 
 
-def _failures(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
-    """Status, key and reason of whatever did not go well: pictures and single texts."""
-    for row in rows:
-        if row.status is not Status.SUCCESS:
-            yield row.status.value, row.key, row.error_message
-        for candidate in row.candidates:
-            if candidate.status is Status.EMPTY_TEXT:
-                yield candidate.status.value, row.key, f"the {candidate.source} text is empty"
-            elif candidate.status is Status.FAILED_SCORE:
-                reason = f"the filter's score of the {candidate.source} text is not a number"
-                yield candidate.status.value, row.key, reason
-            elif candidate.status is not Status.SUCCESS:
-                yield candidate.status.value, row.key, row.error_message
+def _failures(row: Row) -> Iterator[tuple[str, str, str]]:
+    """Status, key and reason of whatever did not go well: the picture, and single texts."""
+    if row.status is not Status.SUCCESS:
+        yield row.status.value, row.key, row.error_message
+    for candidate in row.candidates:
+        if candidate.status is Status.EMPTY_TEXT:
+            yield candidate.status.value, row.key, f"the {candidate.source} text is empty"
+        elif candidate.status is Status.FAILED_SCORE:
+            reason = f"the filter's score of the {candidate.source} text is not a number"
+            yield candidate.status.value, row.key, reason
+        elif candidate.status is not Status.SUCCESS:
+            yield candidate.status.value, row.key, row.error_message
 
 
-def _histogram(rows: Sequence[Row]) -> list[Bar]:
+def _count(counts: dict[Source, list[int]], row: Row) -> None:
+    for candidate in row.candidates:
+        if candidate.itm_probability is not None:
+            place = min(int(candidate.itm_probability * _BINS), _BINS - 1)
+            counts[candidate.source][place] += 1
+
+
+def _histogram(counts: dict[Source, list[int]]) -> list[Bar]:
     """How many web and synthetic texts have which ITM probability, side by side."""
-    counts = {source: [0] * _BINS for source in SOURCES}
-    for row in rows:
-        for candidate in row.candidates:
-            if candidate.itm_probability is not None:
-                place = min(int(candidate.itm_probability * _BINS), _BINS - 1)
-                counts[candidate.source][place] += 1
     highest = max(max(values) for values in counts.values()) or 1
     step = _PLOT_WIDTH / _BINS
     width = step * 0.4

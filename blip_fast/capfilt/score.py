@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from blip_fast.capfilt.decide import Scores
+from blip_fast.capfilt.rows import Scores
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.model import Blip
 

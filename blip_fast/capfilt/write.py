@@ -1,56 +1,110 @@
-"""The files of a CapFilt run.
+"""The files of a shard, all of them or none.
 
+00000.tar          the kept pairs; see `kept`
 00000.parquet      one row for every picture attempted; see `rows.SCHEMA`
-kept.json          the kept pairs, in the shape of BLIP's training manifests
-report.html        for people
-00000_stats.json   counts, settings, models; written last: a folder that has it is finished
+00000_stats.json   counts and times; written last: the shard is done when it is there
+
+The first two hold no time and no machine: they are the same bytes, whoever writes them and however
+often the run was killed before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from blip_fast.capfilt.report import render_report
-from blip_fast.capfilt.rows import SCHEMA, Row, kept_pairs
-from blip_fast.capfilt.summary import CapFiltSummary
-from blip_fast.data import displayable, replacing, write_json
-from blip_fast.data.table import write_table
-from blip_fast.images import ImageOptions
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-STATS = "00000_stats.json"
+from blip_fast.capfilt.jobs import Job
+from blip_fast.capfilt.kept import members
+from blip_fast.capfilt.rows import MARK, SCHEMA
+from blip_fast.data import write_json
+from blip_fast.data.tarwrite import TarWriter
+
+_GROUP = 1000  # rows in memory, and in a row group of the table
 
 
-def prepare_folder(output: Path, overwrite: bool) -> None:
-    """Make the output folder; with `overwrite`, take the mark of a finished run out of it.
+class ShardWriter:
+    """An unfinished shard, in files of the process's own."""
 
-    Raises:
-        ValueError: where it holds a finished run and `overwrite` is not set.
+    def __init__(self, output: Path, scratch: Path, name: str) -> None:
+        """
+        Args:
+            output: where the shard will be.
+            scratch: a folder on the same disk, of this process alone.
+        """
+        self.name, self._output = name, output
+        self._tar_path, self._table_path = (scratch / f"{name}{x}" for x in (".tar", ".parquet"))
+        self._file = self._tar_path.open("wb")
+        self._tar = TarWriter(self._file)
+        self._table = pq.ParquetWriter(self._table_path, SCHEMA, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Write pictures, in order.
+
+        Raises:
+            OSError: where the disk takes no more.
+        """
+        for job in jobs:
+            assert job.row is not None
+            for name, data in members(job):
+                self._tar.add(name, data)
+            self._rows.append(job.row.to_dict())
+            if len(self._rows) == _GROUP:
+                self._flush()
+
+    def commit(self, stats: dict[str, Any]) -> None:
+        """Give the shard its names; its mark last, after all is on the disk."""
+        self._flush()
+        with self._tar:
+            pass  # writes the end
+        self._table.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with self._table_path.open("rb+") as table:
+            os.fsync(table.fileno())
+        for path in (self._tar_path, self._table_path):
+            os.replace(path, self._output / path.name)
+        _sync(self._output)
+        write_json(self._output / f"{self.name}{MARK}", stats, self._tar_path.parent)
+        _sync(self._output)
+
+    def discard(self) -> None:
+        """Leave nothing behind; where it was committed, nothing is left to remove."""
+        for writer in (self._file, self._table):
+            try:
+                writer.close()
+            except OSError:  # as where the disk is full
+                continue
+        for path in (self._tar_path, self._table_path):
+            path.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
+            self._table.write_table(table)
+            self._rows = []
+
+
+def gallery_places(shard: int, shards: int, pictures: int, gallery: int) -> set[int]:
+    """Which pictures of a shard the report shows: about `gallery` of all, evenly spread.
+
+    It depends on the shard alone, so that it is the same whenever the shard is done.
     """
-    refuse_finished(output, overwrite)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / STATS).unlink(missing_ok=True)
+    share = (shard + 1) * gallery // shards - shard * gallery // shards
+    share = min(share, pictures)
+    return {i * pictures // share for i in range(share)}
 
 
-def refuse_finished(output: Path, overwrite: bool) -> None:
-    """Raise a ValueError where the folder holds a finished run, unless it may be replaced."""
-    if not overwrite and (output / STATS).exists():
-        raise ValueError(
-            f"{displayable(output)} holds a finished run ({STATS}); give another output folder, "
-            "or --overwrite to replace it"
-        )
-
-
-def write_run(rows: Sequence[Row], summary: CapFiltSummary, image_options: ImageOptions) -> None:
-    """Write all files into the summary's folder.
-
-    Args:
-        image_options: how the run read its pictures; the report reads its thumbnails so.
-    """
-    output = summary.output
-    write_table(output / "00000.parquet", [row.to_dict() for row in rows], SCHEMA)
-    write_json(output / "kept.json", kept_pairs(rows))
-    page = render_report(rows, summary.stats, image_options)
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    write_json(output / STATS, summary.stats)
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on the disk, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

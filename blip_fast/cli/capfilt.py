@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_fast.cli import common
-from blip_fast.cli.tally import count_statuses, list_failures
-from blip_fast.data import find
+from blip_fast.cli.tally import list_failures
 
 if TYPE_CHECKING:
     from blip_fast.capfilt import CapFiltOptions, CapFiltSummary
+    from blip_fast.data.web import WebSource
     from blip_fast.tasks.model import Blip
 
 
@@ -21,20 +22,59 @@ def add_parser(subparsers: Any) -> None:
     parser = common.verb(
         subparsers,
         "capfilt",
-        "Caption a folder of web pictures and keep the texts that match.",
-        "A picture's web text is NAME.txt beside it. Every text with its scores goes into "
-        "00000.parquet, the kept pairs into kept.json, and report.html shows both.",
+        "Caption web pictures and keep the texts that match.",
+        "The output is sharded as img2dataset's: 00000.tar holds kept pairs, 00000.parquet every "
+        "text with its scores, 00000_stats.json marks the shard as done; report.html shows all. "
+        "The same command goes on where one was stopped; several at once share the work. On "
+        "SIGTERM it finishes its batch and exits with 143.",
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="a folder of pictures")
-    parser.add_argument("--output", type=Path, required=True, help="a folder for the results")
     parser.add_argument(
-        "--captioner", default=common.CAPTIONER, help=f"model; default {common.CAPTIONER}"
+        "source",
+        metavar="SOURCE",
+        help="a folder of pictures with NAME.txt beside them; tar shards, as 'a/{000..099}.tar' or "
+        "s3://...; parquet files; a JSON manifest, COCO's too. '::' joins shards",
     )
-    parser.add_argument("--filter", default=common.FILTER, help=f"model; default {common.FILTER}")
+    parser.add_argument("--output", type=Path, required=True, help="a folder for the results")
+    _add_models(parser)
+    _add_captions(parser)
+    _add_shards(parser)
+    common.add_recursive(parser)
+    common.add_loading(parser)
+    common.add_batch_size(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--captioner",
+        action="append",
+        help=f"model, may be given several times; default {common.CAPTIONER}",
+    )
+    parser.add_argument(
+        "--filter",
+        action="append",
+        help=f"model, may be given several times; default {common.FILTER}",
+    )
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="ITM probability to keep; default 0.5"
     )
-    parser.add_argument("--num-captions", type=int, default=1, help="for each picture; default 1")
+    parser.add_argument("--itc-threshold", type=float, help="ITC cosine to keep, besides")
+    parser.add_argument(
+        "--vote",
+        choices=("mean", "min", "any", "sum"),
+        help="how several filters decide; default mean, or sum where there are weights",
+    )
+    parser.add_argument("--weights", type=float, nargs="+", help="one a filter, for a sum")
+
+
+def _add_captions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-captions",
+        "--captions",
+        type=int,
+        default=1,
+        help="for each picture, by each captioner; default 1",
+    )
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--top-p", type=float, default=0.9, help="of sampling; default 0.9")
     search.add_argument("--num-beams", type=int, help="beam search instead of sampling")
@@ -42,21 +82,46 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--min-length", type=int, default=10, help="tokens, with the prompt")
     parser.add_argument("--max-length", type=int, default=30, help="tokens, with the prompt")
     parser.add_argument("--seed", type=int, default=0, help="of sampling; default 0")
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a finished run in the output folder"
+        "--shard-size",
+        type=int,
+        default=1000,
+        help="pictures, where the source has no tar shards; default 1000",
     )
-    common.add_recursive(parser)
-    common.add_loading(parser)
-    common.add_batch_size(parser)
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--image-root", help="what relative paths of manifests and tables begin below"
+    )
+    parser.add_argument(
+        "--sidecars", action="store_true", help="kept texts as files, too, below sidecars/"
+    )
+    parser.add_argument(
+        "--coco-json", action="store_true", help="kept pairs as COCO annotations, too"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace another run in the output folder"
+    )
+    parser.add_argument(
+        "--shard-index", type=int, default=0, help="do only every NUM_SHARDS-th shard, from this"
+    )
+    parser.add_argument("--num-shards", type=int, default=1, help="as of a Slurm array")
+    parser.add_argument(
+        "--patience", type=float, default=60.0, help="seconds a picture may take; default 60"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from blip_fast.capfilt import CapFiltOptions
-    from blip_fast.capfilt.write import refuse_finished
+    from blip_fast.capfilt import CapFiltOptions, refuse_other_run
+    from blip_fast.data.web import open_web
 
+    weights = tuple(args.weights or ())
     options = CapFiltOptions(
         threshold=args.threshold,
+        itc_threshold=args.itc_threshold,
+        vote=args.vote or ("sum" if weights else "mean"),
+        weights=weights,
         num_captions=args.num_captions,
         top_p=args.top_p,
         num_beams=args.num_beams,
@@ -65,60 +130,86 @@ def run(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         seed=args.seed,
         batch_size=args.batch_size,
+        shard_size=args.shard_size,
         recursive=args.recursive,
+        image_root=args.image_root,
         overwrite=args.overwrite,
+        sidecars=args.sidecars,
+        coco_json=args.coco_json,
+        patience=args.patience,
+        shard_index=args.shard_index,
+        num_shards=args.num_shards,
     )
-    refuse_finished(args.output, args.overwrite)
-    number = _count(args.source, args.recursive)
-    captioner = common.load_model(args, args.captioner)
-    same = args.filter == args.captioner
-    filter_ = captioner if same else common.load_model(args, args.filter)
-    for source in sorted({m.source for m in (captioner, filter_) if not m.trained}):
-        print(f"{source!r} has untrained weights: what it says means nothing.", file=sys.stderr)
-    return finish(args.source, args.output, captioner, filter_, options, number)
+    source = open_web(
+        args.source,
+        options.shard_size,
+        image_root=options.image_root,
+        recursive=options.recursive,
+    )
+    refuse_other_run(args.output, source, options)
+    captioners = args.captioner or [common.CAPTIONER]
+    filters = args.filter or [common.FILTER]
+    loaded = {name: common.load_model(args, name) for name in dict.fromkeys(captioners + filters)}
+    for untrained in sorted({m.source for m in loaded.values() if not m.trained}):
+        print(f"{untrained!r} has untrained weights: what it says means nothing.", file=sys.stderr)
+    models = [loaded[name] for name in captioners], [loaded[name] for name in filters]
+    return finish(source, args.output, *models, options)
 
 
 def finish(
-    source: Path,
+    source: WebSource,
     output: Path,
-    captioner: Blip,
-    filter_: Blip,
+    captioners: Sequence[Blip],
+    filters: Sequence[Blip],
     options: CapFiltOptions,
-    number: int,
 ) -> int:
-    """Run over `number` pictures with a progress bar, print the summary, give the exit code."""
+    """Run with a progress bar, print the summary, give the exit code."""
     from blip_fast.capfilt import run_capfilt
 
-    with common.progress_bar(number) as bar:
-        summary = run_capfilt(source, output, captioner, filter_, options, bar.update)
+    with common.progress_bar(source.count) as bar:
+        summary = run_capfilt(source, output, captioners, filters, options, bar.update)
     _report(summary)
     return 0 if summary.successes else 1
-
-
-def _count(source: Path, recursive: bool) -> int:
-    """How many pictures there are; refused before a model is loaded where there is none.
-
-    Raises:
-        ValueError: where `source` is not a folder that holds pictures.
-    """
-    if not source.is_dir():
-        raise ValueError(f"{source} is not a folder; give one that holds pictures")
-    number = len(find([source], recursive))
-    if not number:
-        raise ValueError(f"there are no pictures in {source}")
-    return number
 
 
 def _report(summary: CapFiltSummary) -> None:
     stats = summary.stats
     parts = [f"{stats['successes']} of {stats['count']} pictures read"]
-    if summary.failures:
-        parts.append(f"{len(summary.failures)} failed ({count_statuses(summary.failures)})")
+    if stats["failures"]:
+        failed = {k: n for k, n in stats["status_dict"].items() if k != "success"}
+        listed = ", ".join(f"{status} {number}" for status, number in failed.items())
+        parts.append(f"{stats['failures']} failed ({listed})")
     parts.append(f"{stats['images_per_second']:.1f} images/s")
     print(", ".join(parts), file=sys.stderr)
     list_failures(summary.failures)
+    if stats["damages"]:
+        lost = f", {stats['lost']} samples are lost" if stats["lost"] else ""
+        print(f"the source is damaged in {stats['damages']} places{lost}", file=sys.stderr)
+        for loss in stats["losses"][:10]:
+            where = f"  shard {loss['shard']}, byte {loss['offset']}: {loss['what']}"
+            print(where, file=sys.stderr)
     for source, texts in stats["texts"].items():
         unscored = {k: n for k, n in texts["status_dict"].items() if k != "success"}
         why = "".join(f", {status} {number}" for status, number in unscored.items())
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept{why}", file=sys.stderr)
-    print(os.fspath(summary.report))
+    _report_stages(stats)
+    if summary.complete:
+        print(os.fspath(summary.report))
+        return
+    print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)
+    for owner in sorted(set(summary.held.values())):
+        shards = [name for name, other in summary.held.items() if other == owner]
+        print(f"{owner} is at work on {', '.join(sorted(shards))}", file=sys.stderr)
+
+
+def _report_stages(stats: dict[str, Any]) -> None:
+    """What each stage did alone, what it waited for, and which one held the others up."""
+    for name, stage in stats["stages"].items():
+        total = sum(stage[part] for part in ("busy", "waited", "blocked"))
+        if stage["images_per_second"] is not None and total:
+            slow = "  the slowest" if name == stats["slowest"] else ""
+            print(
+                f"  {name:12} {stage['images_per_second']:9.1f} images/s alone, waited "
+                f"{stage['waited'] / total:4.0%}{slow}",
+                file=sys.stderr,
+            )

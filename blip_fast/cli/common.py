@@ -145,8 +145,8 @@ def read_jobs(
             bar.update(len(some))
 
 
-def progress_bar(total: int) -> tqdm:
-    """A bar on standard error where that is a terminal, else nothing."""
+def progress_bar(total: int | None) -> tqdm:
+    """A bar on standard error where that is a terminal, else nothing; None: nobody knows yet."""
     from tqdm import tqdm
 
     return tqdm(total=total, unit="image", disable=None)

@@ -10,7 +10,6 @@ from typing import Any
 
 import blip_fast
 from blip_fast.cli import capfilt, common
-from blip_fast.data import find
 from blip_fast.data.table import read_rows
 
 _OUTPUT = Path("blip_fast_demo")
@@ -34,20 +33,19 @@ def samples() -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    from blip_fast.capfilt import CapFiltOptions
-    from blip_fast.capfilt.write import refuse_finished
+    from blip_fast.capfilt import CapFiltOptions, refuse_other_run
+    from blip_fast.data.web import open_web
 
     output = _OUTPUT if args.output is None else args.output
     # Only the folder named after the demo is known to be the demo's own.
     options = CapFiltOptions(overwrite=args.output is None)
-    if args.output is not None:
-        refuse_finished(output, overwrite=False)
+    source = open_web(samples())
+    refuse_other_run(output, source, options)
     model = blip_fast.load("scenes", device=args.device)
-    number = len(find([samples()]))
-    print(f"CapFilt of {number} sample pictures into {output}, captioned and filtered by 'scenes'.")
+    print(f"CapFilt of {source.count} sample pictures into {output}, by the model 'scenes'.")
     if not model.trained:
         print("Its captions come from untrained weights: they are noise, and scores mean nothing.")
-    code = capfilt.finish(samples(), output, model, model, options, number)
+    code = capfilt.finish(source, output, [model], [model], options)
     if model.trained:
         print(filtered(output / "00000.parquet"), file=sys.stderr)
     return code

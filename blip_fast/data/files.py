@@ -11,16 +11,18 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True, scratch: Path | None = None) -> Iterator[Path]:
     """Give a temporary path that becomes `path` when the block ends without an error.
 
     Args:
         path: the file to write; an older one stays until the new one is complete.
         durable: whether the content is on the disk before it takes its name, so that a power cut
             leaves the old file or the new one. Costs a disk's latency for each file.
+        scratch: a folder on the same disk for the temporary file, which a killed process leaves
+            behind; that of the file itself where none is given.
     """
     # A short name of its own: that of the file may already be as long as the system allows.
-    temporary = path.with_name(f".blip_fast-{os.getpid()}.tmp")
+    temporary = (scratch or path.parent) / f".blip_fast-{os.getpid()}.tmp"
     try:
         yield temporary
         if durable:
@@ -31,14 +33,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as UTF-8 JSON, atomically.
+def write_json(path: Path, value: Any, scratch: Path | None = None) -> None:
+    """Write a value as UTF-8 JSON, atomically; `scratch` as for `replacing`.
 
     Raises:
         ValueError: where the value holds NaN or an infinity, which JSON does not have.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
+    with replacing(path, scratch=scratch) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from blip_fast.data.tars import TarSource
 from blip_fast.images import find_images
 
 _MANIFESTS = (".json", ".jsonl")
-_LISTED = "metadata.jsonl"  # beside the pictures of a folder, as Hugging Face writes it
+LISTED = "metadata.jsonl"  # beside the pictures of a folder, as Hugging Face writes it
 _EXPECTED = (
     "a .json or .jsonl manifest, .tar shards, .parquet files, or a folder of shards or of pictures "
     "with a .txt or .caption beside each"
@@ -36,11 +36,11 @@ def open_source(spec: str | Path, *, image_root: ImageRoot | None = None) -> Sou
         ValueError: where it is none of these, saying what was expected, or is damaged.
         OSError: where it cannot be read.
     """
-    kind = _kind(str(spec))
+    kind = kind_of(str(spec))
     if kind == "manifest":
         return ManifestSource(_local(str(spec)), image_root)
     if kind == "listed":
-        return ManifestSource(Path(spec) / _LISTED, image_root)
+        return ManifestSource(Path(spec) / LISTED, image_root)
     if kind == "parquet":
         from blip_fast.data.parquet import ParquetSource  # here, because it imports pyarrow
 
@@ -104,11 +104,11 @@ class _InTurn:
         return source
 
 
-def _kind(spec: str) -> str:
+def kind_of(spec: str) -> str:
     """manifest, tar, parquet, listed (a folder with a list of its pictures) or folder."""
     if os.path.isdir(spec):
         names = os.listdir(spec)
-        for suffix, kind in ((".tar", "tar"), (".parquet", "parquet"), (_LISTED, "listed")):
+        for suffix, kind in ((".tar", "tar"), (".parquet", "parquet"), (LISTED, "listed")):
             if any(name.endswith(suffix) for name in names):
                 return kind
         if find_images(spec):

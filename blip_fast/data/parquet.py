@@ -47,7 +47,7 @@ class ParquetSource:
         """File, number within it, and rows of every row group: what the files' footers say."""
         groups = []
         for name in self.files:
-            with _open(name) as file:
+            with open_parquet(name) as file:
                 _columns(file.schema_arrow, name)
                 rows = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
                 groups += [(name, i, count) for i, count in enumerate(rows)]
@@ -72,7 +72,7 @@ class ParquetShard:
     def __init__(self, name: str, group: int, image_root: str | Path | None) -> None:
         self.name = f"{name}, row group {group}"
         self._root = name.rpartition("/")[0] or "." if image_root is None else image_root
-        with _open(name) as file:
+        with open_parquet(name) as file:
             image, text = _columns(file.schema_arrow, name)
             ids = [_ID] if _ID in file.schema_arrow.names else []
             table = file.read_row_group(group, columns=[image, text, *ids], use_threads=False)
@@ -106,7 +106,7 @@ class ParquetShard:
         return value if isinstance(value, bytes) else below(self._root, value)
 
 
-def _open(name: str) -> pq.ParquetFile:
+def open_parquet(name: str) -> pq.ParquetFile:
     """
     Raises:
         ValueError: where it is no whole parquet file.

@@ -81,7 +81,11 @@ class MED(nn.Module):
 
     def see(self, images: Tensor) -> ImageMemory:
         """Images [N, 3, S, S], uint8 or normalised, to their memory; without gradients."""
-        tokens = self.vision(images)
+        return self.memorise(self.vision(images))
+
+    def memorise(self, tokens: Tensor) -> ImageMemory:
+        """Image tokens [N, S, W] to their memory, without gradients: for models that share their
+        vision transformer, whose tokens are the same."""
         return ImageMemory(
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,

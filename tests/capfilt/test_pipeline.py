@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip_fast.capfilt import SCHEMA, CapFiltOptions, run_capfilt
+from blip_fast.capfilt.rows import read_rows as capfilt_rows
 from blip_fast.data.table import read_rows
 
 OPTIONS = CapFiltOptions(batch_size=3)
@@ -49,7 +50,7 @@ def test_web_texts_are_judged(source: Path, tmp_path: Path, stub: Any) -> None:
     assert not nan["kept"] and nan["status"] == "failed_score" and nan["itm_probability"] is None
     (blank,) = web["d_blank.png"]
     assert not blank["kept"] and blank["status"] == "empty_text"
-    assert web["e_none.png"] == [] and rows["e_none.png"]["web_text"] is None
+    assert web["e_none.png"] == [] and rows["e_none.png"]["web_texts"] == []
     # Whatever its web text is, a picture that can be read is captioned.
     for key, row in rows.items():
         synthetic = by_source(row, "synthetic")
@@ -81,7 +82,8 @@ def test_neither_batch_nor_order_changes_a_row(source: Path, tmp_path: Path, stu
     assert alone == together
     (source / "a_good.png").unlink()
     fewer = run(source, tmp_path / "c", stub)
-    assert fewer == {key: row for key, row in together.items() if key != "a_good.png"}
+    rest = {key: row for key, row in together.items() if key != "a_good.png"}
+    assert fewer == {key: {**row, "number": row["number"] - 1} for key, row in rest.items()}
     other = run(source, tmp_path / "d", stub, seed=1)
     assert by_source(other["b_bad.png"], "synthetic") != by_source(fewer["b_bad.png"], "synthetic")
 
@@ -110,17 +112,11 @@ def test_several_captions(source: Path, tmp_path: Path, stub: Any) -> None:
     assert [len(by_source(row, "synthetic")) for row in rows] == [2, 2, 2, 2, 0, 2, 2]
 
 
-def test_kept_pairs_and_stats(source: Path, tmp_path: Path, stub: Any) -> None:
+def test_kept_pairs_and_totals(source: Path, tmp_path: Path, stub: Any) -> None:
     model, done = stub(trained=False), []
     summary = run_capfilt(source, tmp_path / "out", model, model, OPTIONS, done.append)
-    kept = json.loads((tmp_path / "out/kept.json").read_text(encoding="utf-8"))
-    assert {"image", "caption", "source", "itm"} == set(kept[0])
-    web = [pair["caption"] for pair in kept if pair["source"] == "web"]
-    assert web == ["a good text", (source / "sub/f_hostile.txt").read_text(encoding="utf-8")]
-    assert all(Path(pair["image"]).is_file() for pair in kept)
-
-    stats = json.loads((tmp_path / "out/00000_stats.json").read_text(encoding="utf-8"))
-    assert stats == summary.stats
+    stats = json.loads((tmp_path / "out/totals.json").read_text(encoding="utf-8"))
+    assert stats == summary.stats and summary.complete
     assert stats["count"] == 7 and stats["successes"] == 6 and sum(done) == 7
     assert stats["status_dict"] == {"failed_to_decode": 1, "success": 6}
     assert stats["texts"]["web"] == {
@@ -128,34 +124,40 @@ def test_kept_pairs_and_stats(source: Path, tmp_path: Path, stub: Any) -> None:
         "kept": 2,
         "dropped_share": 0.6,
         "truncated": 0,
+        "degenerate": 0,
+        "duplicate": 0,
         "status_dict": {"empty_text": 1, "failed_score": 1, "success": 3},
     }
-    assert stats["texts"]["synthetic"]["dropped_share"] == 0
+    assert stats["texts"]["synthetic"]["dropped_share"] == 0 and stats["pairs"] == 8
     assert stats["settings"]["threshold"] == 0.5 and stats["settings"]["seed"] == 0
     assert stats["models"]["filter"]["sha256"] == "0" * 64
     assert [key for key, _, _ in summary.failures] == ["d_broken.jpg"]
+    shard = json.loads((tmp_path / "out/00000_stats.json").read_text(encoding="utf-8"))
+    assert (shard["count"], shard["successes"], shard["failed_to_resize"]) == (7, 8, 1)
 
 
-def test_a_finished_run_is_not_replaced_unasked(source: Path, tmp_path: Path, stub: Any) -> None:
+def test_every_stage_is_timed_and_the_slowest_named(
+    source: Path, tmp_path: Path, stub: Any
+) -> None:
     model = stub()
-    run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
-    seen = model.seen
-    with pytest.raises(ValueError, match="holds a finished run"):
-        run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
-    assert model.seen == seen
-    run_capfilt(source, tmp_path / "out", model, model, replace(OPTIONS, overwrite=True))
+    stats = run_capfilt(source, tmp_path / "out", model, model, OPTIONS).stats
+    stages = stats["stages"]
+    expected = ["open", "read", "decode", "captioner", "filter", "decide", "write"]
+    assert list(stages) == expected and stats["slowest"] in expected
+    assert all(stage["images"] == 7 for stage in stages.values())
+    assert stages["captioner"]["lane"] == stages["filter"]["lane"] == "cpu"
 
 
-def test_a_run_that_dies_leaves_no_mark(source: Path, tmp_path: Path, stub: Any) -> None:
+def test_shards_of_a_folder(source: Path, tmp_path: Path, stub: Any) -> None:
+    whole = run(source, tmp_path / "a", stub)
     model = stub()
-    run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
-
-    def die(_: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_capfilt(source, tmp_path / "out", model, model, replace(OPTIONS, overwrite=True), die)
-    assert not (tmp_path / "out/00000_stats.json").exists()
+    cut = replace(OPTIONS, shard_size=3, batch_size=2)
+    summary = run_capfilt(source, tmp_path / "b", model, model, cut)
+    assert summary.stats["shards"] == 3 and summary.stats["count"] == 7
+    rows = list(capfilt_rows(tmp_path / "b"))
+    assert [(row["shard"], row["number"]) for row in rows[2:5]] == [(0, 2), (1, 0), (1, 1)]
+    places = {"shard": 0, "number": 0, "thumbnail": None}
+    assert [{**row, **places} for row in rows] == [{**row, **places} for row in whole.values()]
 
 
 def test_models_that_lack_a_part_are_refused(source: Path, tmp_path: Path, stub: Any) -> None:
@@ -168,9 +170,9 @@ def test_models_that_lack_a_part_are_refused(source: Path, tmp_path: Path, stub:
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path, stub: Any) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no shards and no pictures"):
         run_capfilt(tmp_path / "empty", tmp_path / "out", stub(), stub())
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(FileNotFoundError, match="is not there"):
         run_capfilt(tmp_path / "gone", tmp_path / "out", stub(), stub())
 
 

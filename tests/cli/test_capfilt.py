@@ -20,11 +20,11 @@ def test_a_run(run: Any, pictures: Path, loads: list, tmp_path: Path) -> None:
     assert "2 of 3 pictures read, 1 failed (failed_to_decode 1)" in err
     assert "synthetic texts: 4 of 4 kept" in err and "web texts: 0 of 0 kept" in err
     assert sorted(path.name for path in output.iterdir()) == [
-        "00000.parquet", "00000_stats.json", "kept.json", "report.html",
+        "00000.parquet", "00000.tar", "00000_stats.json", "report.html", "run.json", "totals.json",
     ]  # fmt: skip
-    stats = json.loads((output / "00000_stats.json").read_text(encoding="utf-8"))
+    stats = json.loads((output / "totals.json").read_text(encoding="utf-8"))
     assert stats["settings"]["num_captions"] == 2 and stats["settings"]["num_beams"] is None
-    assert len(json.loads((output / "kept.json").read_text(encoding="utf-8"))) == 4
+    assert stats["pairs"] == 4 and f"{stats['slowest']:12}" in err and "the slowest" in err
 
 
 def test_one_source_is_loaded_once(run: Any, pictures: Path, loads: list, tmp_path: Path) -> None:
@@ -40,9 +40,11 @@ def test_refusals_come_before_loading(
     (tmp_path / "done/00000_stats.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for argv, message in (
-        ((pictures, "--output", tmp_path / "done"), "holds a finished run"),
-        ((tmp_path / "empty", "--output", tmp_path / "o"), "there are no pictures in"),
-        ((tmp_path / "gone", "--output", tmp_path / "o"), "is not a folder"),
+        ((pictures, "--output", tmp_path / "done"), "holds shards but no run.json"),
+        ((tmp_path / "empty", "--output", tmp_path / "o"), "holds no shards and no pictures"),
+        ((tmp_path / "gone", "--output", tmp_path / "o"), "is not there"),
+        ((pictures, "--output", tmp_path / "o", "--vote", "sum"), "give weights with the vote"),
+        ((pictures, "--output", tmp_path / "o", "--num-shards", 2, "--shard-index", 2), "from 0"),
         ((pictures, "--output", tmp_path / "o", "--threshold", 2), "threshold 2.0"),
         ((pictures, "--output", tmp_path / "o", "--num-captions", 0), "must be at least 1"),
     ):
@@ -50,6 +52,38 @@ def test_refusals_come_before_loading(
         assert code == 1 and message in err
     assert loads == []
     assert run("capfilt", pictures, "--output", tmp_path / "done", "--overwrite")[0] == 0
+
+
+def test_a_finished_run_is_told_again_and_other_settings_are_refused(
+    run: Any, pictures: Path, tmp_path: Path
+) -> None:
+    command = ("capfilt", pictures, "--output", tmp_path / "out")
+    assert run(*command)[0] == 0
+    table = (tmp_path / "out/00000.parquet").read_bytes()
+    code, out, err = run(*command)
+    assert code == 0 and "2 of 3 pictures read" in err and out.endswith("report.html\n")
+    code, _, err = run(*command, "--threshold", 0.7)
+    assert code == 1 and "threshold was 0.5 and is 0.7" in err
+    assert (tmp_path / "out/00000.parquet").read_bytes() == table
+    assert run(*command, "--threshold", 0.7, "--overwrite")[0] == 0
+
+
+def test_several_models_vote_and_copies_are_written(
+    run: Any, pictures: Path, loads: list, tmp_path: Path
+) -> None:
+    argv = ["--captioner", "a", "--captioner", "b", "--filter", "a", "--filter", "c"]
+    argv += ["--weights", 1, 3, "--threshold", 0, "--captions", 2, "--sidecars", "--coco-json"]
+    code, _, err = run("capfilt", pictures, "--output", tmp_path / "out", *argv)
+    assert code == 0 and [call["source"] for call in loads] == ["a", "b", "c"]
+    assert "captioner 2" in err and "filter 2" in err
+    coco = json.loads((tmp_path / "out/kept_coco.json").read_text(encoding="utf-8"))
+    assert [i["file_name"] for i in coco["images"]] == [
+        str(pictures / "a.png"),
+        str(pictures / "sub/猫.jpg"),
+    ]
+    assert len((tmp_path / "out/sidecars/sub/猫.txt").read_text().splitlines()) == sum(
+        annotation["image_id"] == 1 for annotation in coco["annotations"]
+    )
 
 
 def test_nothing_worked(run: Any, pictures: Path, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_demo_ends_with_the_report(
     assert run("demo")[0] == 0  # its own folder is replaced
 
 
-def test_demo_replaces_no_other_run(run: Any, tmp_path: Path) -> None:
-    assert run("demo", "--output", tmp_path / "mine")[0] == 0
+def test_demo_replaces_no_other_run(run: Any, pictures: Path, tmp_path: Path) -> None:
+    model = ("--captioner", "scenes", "--filter", "scenes")
+    assert run("capfilt", pictures, "--output", tmp_path / "mine", *model)[0] == 0
     code, _, err = run("demo", "--output", tmp_path / "mine")
-    assert code == 1 and "holds a finished run" in err
+    assert code == 1 and "belongs to another run: source was" in err

@@ -1,0 +1,141 @@
+"""What is done once all shards are there: totals, the report, and copies in other shapes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
+from blip_fast.capfilt.ledger import check_run
+from blip_fast.capfilt.models import Models
+from blip_fast.capfilt.options import CapFiltOptions
+from blip_fast.capfilt.report import render_report
+from blip_fast.capfilt.rows import Row, committed, read_rows
+from blip_fast.capfilt.summary import TOTALS, CapFiltSummary, model_facts, totals
+from blip_fast.capfilt.write import gallery_places
+from blip_fast.data import default_batch_size, displayable, replacing, write_json
+from blip_fast.data.web import WebSource
+from blip_fast.images import Status
+from blip_fast.tasks.model import Blip
+
+REPORT = "report.html"
+FILES = (TOTALS, REPORT, COCO)  # beside the shards, without those of the ledger
+
+_MOST_READ = 1000  # shards that a report is made of; of more, those with pictures to show
+
+# What of a model decides what it says; where it lies, and on which device, does not.
+_TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat")
+
+
+def finish(
+    output: Path,
+    scratch: Path,
+    source: WebSource,
+    models: Models,
+    failures: Sequence[tuple[str, Status, str]],
+    done: int,
+) -> CapFiltSummary:
+    """Write what is missing beside the shards; the totals last.
+
+    Args:
+        scratch: a folder on the same disk for unfinished files.
+    """
+    options = models.options
+    fresh = done or not (output / TOTALS).exists()
+    stats = totals_so_far(output, source, models) if fresh else _read(output / TOTALS)
+    if options.coco_json and (fresh or not (output / COCO).exists()):
+        write_coco(output, scratch)
+    if options.sidecars and (fresh or not (output / SIDECARS).exists()):
+        write_sidecars(output, scratch)
+    if fresh or not (output / REPORT).exists():
+        names = committed(output)
+        rows = map(Row.from_dict, read_rows(output, shards=_shown(names, options.gallery)))
+        page = render_report(rows, stats)
+        with replacing(output / REPORT, scratch=scratch) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        write_json(output / TOTALS, stats, scratch)
+    return CapFiltSummary(output, stats, list(failures), done=done)
+
+
+def totals_so_far(output: Path, source: WebSource, models: Models) -> dict[str, Any]:
+    """The totals of the shards that are done."""
+    settings = {"source": source_name(source), **models.options.to_dict()}
+    roles = (("captioner", models.captioners), ("filter", models.filters))
+    facts = {
+        role if number == 0 else f"{role} {number + 1}": model_facts(model)
+        for role, some in roles
+        for number, model in enumerate(some)
+    }
+    return totals(output, settings, facts)
+
+
+def source_name(source: WebSource) -> str:
+    """A source in words: the whole path where it is one."""
+    path = Path(source.name)
+    return displayable(path.resolve()) if path.exists() else source.name
+
+
+def fingerprint_of(source: WebSource, models: Models, options: CapFiltOptions) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that began."""
+    device = models.captioners[0].device.type
+    return {
+        **run_settings(source, options, device),
+        "captioners": [_telling(model) for model in models.captioners],
+        "filters": [_telling(model) for model in models.filters],
+    }
+
+
+def run_settings(
+    source: WebSource, options: CapFiltOptions, device: str | None = None
+) -> dict[str, Any]:
+    """The part of the fingerprint that is known before a model is loaded.
+
+    Args:
+        device: the captioner's, which decides on the size of batches where no other is asked for.
+    """
+    settings = {**options.fingerprint(), "source": source.identity, "shards": len(source)}
+    if settings["batch_size"] is None:
+        settings.pop("batch_size")
+        if device is not None:
+            settings["batch_size"] = default_batch_size(device)
+    return settings
+
+
+def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -> None:
+    """Raise a ValueError where a folder belongs to another run, as far as that is known before a
+    model is loaded; not where it may be replaced."""
+    if not options.overwrite:
+        check_run(output, run_settings(source, options))
+
+
+def _shown(names: Sequence[str], gallery: int) -> Sequence[str]:
+    """The shards that the report is made of."""
+    if len(names) <= _MOST_READ:
+        return names
+    return [name for name in names if gallery_places(int(name), len(names), 1, gallery)]
+
+
+def _telling(model: Blip) -> dict[str, Any]:
+    facts = model_facts(model)
+    told = {name: facts[name] for name in _TELLING}
+    return {**told, "sha256": facts["sha256"] or _digest(model)}
+
+
+def _digest(model: Blip) -> str:
+    """Of the weights of a model that came from no file."""
+    state = hashlib.blake2b(digest_size=32)
+    for name, tensor in model.med.state_dict().items():
+        state.update(name.encode())
+        if isinstance(tensor, torch.Tensor):
+            flat = tensor.detach().cpu().contiguous().flatten()
+            state.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return state.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

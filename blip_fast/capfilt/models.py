@@ -1,0 +1,242 @@
+"""What the models do with a batch: see it, caption it, score its texts.
+
+A model that is captioner and filter sees each picture once; so do several models with the same
+vision transformer, which each project its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from blip_fast.capfilt.decide import can_be_scored, prepare, with_scores
+from blip_fast.capfilt.jobs import Batch, Job
+from blip_fast.capfilt.options import CapFiltOptions
+from blip_fast.capfilt.rows import Candidate, Row
+from blip_fast.capfilt.score import are_cut, score_texts
+from blip_fast.data import stable_seed
+from blip_fast.images import Status
+from blip_fast.tasks.captions import Generated
+from blip_fast.tasks.model import Blip
+
+T = TypeVar("T")
+
+
+class Models:
+    """The captioners and filters of a run.
+
+    Raises:
+        ValueError: where one lacks a part, or there are not as many weights as filters.
+    """
+
+    def __init__(
+        self, captioners: Sequence[Blip], filters: Sequence[Blip], options: CapFiltOptions
+    ) -> None:
+        check_models(captioners, filters, options)
+        self.captioners, self.filters, self.options = list(captioners), list(filters), options
+        self._eyes = _same_eyes([*captioners, *filters])
+
+    @property
+    def image_options(self) -> list[Any]:
+        return [model.image_options for model in (*self.captioners, *self.filters)]
+
+    def caption(self, batch: Batch, number: int) -> None:
+        """Have one captioner write its captions; the web texts come before those of the first."""
+        jobs = batch.usable
+        if number == 0:
+            for job in jobs:
+                job.candidates = web_candidates(job)
+        if not jobs:
+            return
+        model = self.captioners[number]
+
+        def write(some: Sequence[Job], memory: Any) -> list[Sequence[Generated]]:
+            keys = [job.picture.key for job in some if job.picture is not None]
+            # Two captioners that sample must not draw the same numbers.
+            seeds = [stable_seed(key, self.options.seed + number) for key in keys]
+            search = self.options.search()
+            captions = model.caption(
+                memory, self.options.prompt, seed=seeds, batch_size=len(some), **search
+            )
+            return list(captions)
+
+        for job, texts in zip(jobs, self._with_memory(batch, model, write), strict=True):
+            job.candidates += [_from_generated(text, number) for text in texts]
+
+    def score(self, batch: Batch, number: int) -> None:
+        """Have one filter score all texts."""
+        jobs = batch.usable
+        if number == 0:
+            for job in jobs:
+                job.candidates = prepare(job.candidates)
+                job.scores = [()] * sum(map(can_be_scored, job.candidates))
+        if not jobs:
+            return
+        model, limit = self.filters[number], self.options.max_text_length
+
+        def judge(some: Sequence[Job], memory: Any) -> list[list[Any]]:
+            owners = [i for i, job in enumerate(some) for _ in job.scores]
+            texts = [c.text for job in some for c in job.candidates if can_be_scored(c)]
+            scores = iter(score_texts(model, memory, texts, owners, limit))
+            cut = iter(are_cut(model, texts, limit))
+            return [[(next(scores), next(cut)) for _ in job.scores] for job in some]
+
+        for job, judged in zip(jobs, self._with_memory(batch, model, judge), strict=True):
+            job.scores = [(*old, new) for old, (new, _) in zip(job.scores, judged, strict=True)]
+            cuts = iter(cut for _, cut in judged)
+            job.candidates = [
+                replace(c, truncated=c.truncated or next(cuts)) if can_be_scored(c) else c
+                for c in job.candidates
+            ]
+
+    def decide(self, batch: Batch) -> None:
+        """Join the scores, decide, and make each picture a row."""
+        batch.memories.clear()
+        options = self.options
+        rule = (options.threshold, options.itc_threshold, options.vote, options.shares())
+        for job in batch.items:
+            scores = iter(job.scores)
+            decided = [
+                with_scores(c, next(scores), *rule) if can_be_scored(c) else c
+                for c in job.candidates
+            ]
+            job.row = _row(job, batch.name, decided)
+
+    def _with_memory(
+        self, batch: Batch, model: Blip, work: Callable[[Sequence[Job], Any], list[T]]
+    ) -> list[T]:
+        """Do something with a model's memory of the usable pictures; where the device's memory is
+        too small, with that of half of them at a time."""
+        jobs = batch.usable
+        try:
+            return work(jobs, self._memory(batch, model))
+        except torch.OutOfMemoryError:
+            batch.memories.clear()
+        return self._in_halves(model, jobs, work)
+
+    def _in_halves(
+        self, model: Blip, jobs: Sequence[Job], work: Callable[[Sequence[Job], Any], list[T]]
+    ) -> list[T]:
+        if len(jobs) == 1:
+            return work(jobs, _see(model, jobs))
+        done: list[T] = []
+        half = len(jobs) // 2
+        for some in (jobs[:half], jobs[half:]):
+            try:
+                done += work(some, _see(model, some))
+            except torch.OutOfMemoryError:
+                done += self._in_halves(model, some, work)
+        return done
+
+    def _memory(self, batch: Batch, model: Blip) -> Any:
+        """That of a batch; made once, for all models with the same eyes."""
+        if id(model) not in batch.memories:
+            group = self._eyes[id(model)]
+            if len(group) == 1:
+                batch.memories[id(model)] = _see(model, batch.usable)
+            else:
+                pixels = torch.stack([job.views[model.image_options] for job in batch.usable])
+                with torch.inference_mode():
+                    tokens = model.med.vision(pixels.to(model.device))
+                    for other in group:
+                        batch.memories[id(other)] = other.med.memorise(tokens)
+        return batch.memories[id(model)]
+
+
+def check_models(
+    captioners: Sequence[Blip], filters: Sequence[Blip], options: CapFiltOptions
+) -> None:
+    """Raise a ValueError where models lack a part, or weights do not fit them."""
+    if not captioners or not filters:
+        raise ValueError(
+            f"{len(captioners)} captioners and {len(filters)} filters; give at least one of each"
+        )
+    for model in captioners:
+        if model.config.kind not in ("caption", "pretrain"):
+            raise ValueError(
+                f"the captioner {model.source} is of kind {model.config.kind!r}, which writes no "
+                "captions; give a checkpoint of kind 'caption' or 'pretrain'"
+            )
+    for model in filters:
+        if not model.config.has_matching:
+            raise ValueError(
+                f"the filter {model.source} is of kind {model.config.kind!r}, which has no ITM "
+                "head; give a checkpoint of kind 'retrieval' or 'pretrain'"
+            )
+    if options.weights and len(options.weights) != len(filters):
+        raise ValueError(f"{len(options.weights)} weights for {len(filters)} filters; give as many")
+
+
+def web_candidates(job: Job) -> list[Candidate]:
+    """The texts that came with a picture, one that could not be read among them."""
+    assert job.picture is not None
+    failed = [Candidate("web", "", status=Status.FAILED_TO_READ)] * job.picture.text_failed
+    return [*(Candidate("web", text) for text in job.picture.texts), *failed]
+
+
+def _from_generated(text: Generated, captioner: int) -> Candidate:
+    return Candidate(
+        source="synthetic",
+        text=text.text,
+        captioner=captioner,
+        token_ids=text.token_ids,
+        log_probability=text.log_probability,
+        truncated=text.truncated,
+    )
+
+
+def _row(job: Job, shard: str, candidates: Sequence[Candidate]) -> Row:
+    picture = job.picture
+    assert picture is not None
+    return Row(
+        key=picture.key,
+        path=picture.path,
+        status=job.status,
+        shard=int(shard),
+        number=job.number,
+        error_message=job.error,
+        width=job.width,
+        height=job.height,
+        web_texts=picture.texts,
+        candidates=tuple(candidates),
+    )
+
+
+def _see(model: Blip, jobs: Sequence[Job]) -> Any:
+    pixels = torch.stack([job.views[model.image_options] for job in jobs])
+    return model.see(pixels, batch_size=len(jobs))
+
+
+def _same_eyes(models: Sequence[Blip]) -> dict[int, list[Blip]]:
+    """For each model, by its id, those that would see the very same tokens; itself among them."""
+    distinct = list({id(model): model for model in models}.values())
+    groups: list[list[Blip]] = []
+    for model in distinct:
+        group = next((g for g in groups if _see_alike(g[0], model)), None)
+        if group is None:
+            groups.append([model])
+        else:
+            group.append(model)
+    return {id(model): group for group in groups for model in group}
+
+
+def _see_alike(one: Blip, other: Blip) -> bool:
+    if (one.image_options, one.device, one.dtype) != (
+        other.image_options, other.device, other.dtype,
+    ):  # fmt: skip
+        return False
+    ours, theirs = one.med.vision.state_dict(), other.med.vision.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        _equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if not isinstance(one, torch.Tensor):  # packed weights, of which only the same are equal
+        return one is other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
