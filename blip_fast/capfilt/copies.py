@@ -32,7 +32,10 @@ def write_coco(output: Path, scratch: Path) -> Path:
         the file.
     """
     target = output / COCO
-    with replacing(target, scratch=scratch) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        replacing(target, scratch=scratch) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         file.write('{"images": [\n')
         _write_list(file, (_image(n, row) for n, row in enumerate(_kept_rows(output))))
         file.write('\n], "annotations": [\n')

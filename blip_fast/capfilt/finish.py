@@ -29,7 +29,7 @@ FILES = (TOTALS, REPORT, COCO)  # beside the shards, without those of the ledger
 _MOST_READ = 1000  # shards that a report is made of; of more, those with pictures to show
 
 # What of a model decides what it says; where it lies, and on which device, does not.
-_TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat")
+_TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat", "decoder")
 
 
 def finish(
@@ -121,7 +121,7 @@ def _shown(names: Sequence[str], gallery: int) -> Sequence[str]:
 
 
 def _telling(model: Blip) -> dict[str, Any]:
-    facts = model_facts(model)
+    facts = {**model_facts(model), "decoder": model.image_options.decoder}
     told = {name: facts[name] for name in _TELLING}
     return {**told, "sha256": facts["sha256"] or _digest(model)}
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from blip_fast.images.modes import flatten
-from blip_fast.images.options import MAX_SIDE, ImageOptions
+from blip_fast.images.options import MAX_SIDE, ON_DEVICE, ImageOptions
 from blip_fast.images.quiet import pillow_is_quiet
 from blip_fast.images.status import ImageError, Status, failing_as
 
@@ -93,9 +93,15 @@ def decode(data: bytes, options: ImageOptions) -> Decoded:
     The header is always read by Pillow, which decides on size, kind and orientation.
 
     Raises:
+        ValueError: where the decoder of the options works on a device: see `read_pictures`.
         ImageError: `failed_to_decode` with the reason, also where an image is cut short;
             `too_large` before any pixel is decoded.
     """
+    if options.decoder in ON_DEVICE:
+        raise ValueError(
+            f"decoder {options.decoder!r} makes squares of many files at once, not one image at "
+            "its full size; use read_picture or read_pictures, or decoder 'auto'"
+        )
     with _guarded(options), _open(data) as image:
         _check_header(image, options)
         if options.decoder == "pillow":
