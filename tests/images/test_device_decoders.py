@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from blip_fast.images import (
 
 SIZE = 64
 
-# Both resize as the reference does, one axis after the other; DALI's filter rounds otherwise now
-# and then. At hard edges, where a filter overshoots, that is by more than one level.
-MEAN = {"dali": 0.02, "nvimgcodec": 0.01}  # grey levels, of a whole image
-MOST = {"dali": 8, "nvimgcodec": 2}
+# nvImageCodec's pixels are resized by our own filter. DALI's goes on with the last row of pixels
+# beyond the edge of a picture, where the reference weighs the others more: the two outermost rows
+# of pixels differ by up to a dozen grey levels, and nothing else by more than the two of torch.
+MOST_INSIDE, MOST_AT_EDGES, MEAN = 2, {"dali": 16, "nvimgcodec": 2}, 0.02
 
 
 def devices() -> list[str]:
@@ -75,9 +76,12 @@ def assert_like_reference(pictures: list[Picture], decoder: str) -> None:
             assert picture.pixels is reference.pixels
             continue
         assert picture.pixels.dtype == torch.uint8 and picture.pixels.is_contiguous()
-        error = (picture.pixels.cpu().int() - reference.pixels.int()).abs()
-        assert error.float().mean() <= MEAN[decoder], picture.name
-        assert error.max() <= MOST[decoder], picture.name
+        error = (picture.pixels.cpu().int() - reference.pixels.int()).abs().float()
+        edge = math.ceil(2 * max(1, SIZE / min(picture.width, picture.height)))
+        inside = error[:, edge:-edge, edge:-edge]
+        if inside.numel():  # not of pictures of a few pixels, which are all edge
+            assert inside.max() <= MOST_INSIDE and inside.mean() <= MEAN, picture.name
+        assert error.max() <= MOST_AT_EDGES[decoder], picture.name
 
 
 def test_like_the_reference(options: ImageOptions, jpegs: list[Path]) -> None:
@@ -108,10 +112,9 @@ def test_memory_of_ones_own(options: ImageOptions, jpegs: list[Path]) -> None:
 def damaged(data: bytes) -> dict[str, bytes]:
     """Files that no header check can tell from good ones."""
     scan = data.rindex(b"\xff\xda")
-    no_tables = data.replace(b"\xff\xc4", b"\xff\xec")  # Huffman tables become a comment
     return {
         "cut, and an end put to it": data[: len(data) // 2] + b"\xff\xd9",
-        "no tables": no_tables,
+        "no tables": data.replace(b"\xff\xdb", b"\xff\xec"),  # of quantisation; a comment now
         "no data": data[: scan + 14] + b"\xff\xd9",
     }
 
