@@ -23,7 +23,9 @@ _KEPT = ["source", "text", "itm_probability", "kept"]
 
 
 def write_coco(output: Path, scratch: Path) -> Path:
-    """Write the kept pairs as COCO annotations; `file_name` is a path, a URL, or shard and member.
+    """Write the kept pairs as COCO annotations.
+
+    `file_name` is a path, a URL, or a shard of the run and the sample in it.
 
     Args:
         scratch: a folder on the same disk for unfinished files.
@@ -32,12 +34,10 @@ def write_coco(output: Path, scratch: Path) -> Path:
         the file.
     """
     target = output / COCO
-    with (
-        replacing(target, scratch=scratch) as temporary,
-        temporary.open("w", encoding="utf-8") as file,
-    ):
+    images = (_image(n, row) for n, row in enumerate(_kept_rows(output)))
+    with replacing(target, scratch=scratch) as draft, draft.open("w", encoding="utf-8") as file:
         file.write('{"images": [\n')
-        _write_list(file, (_image(n, row) for n, row in enumerate(_kept_rows(output))))
+        _write_list(file, images)
         file.write('\n], "annotations": [\n')
         _write_list(file, _annotations(output))
         file.write("\n]}\n")

@@ -24,7 +24,7 @@ from blip_fast.images import Status
 from blip_fast.tasks.model import Blip
 
 REPORT = "report.html"
-FILES = (TOTALS, REPORT, COCO)  # beside the shards, without those of the ledger
+FILES = (TOTALS, REPORT, COCO, SIDECARS)  # beside the shards, without those of the ledger
 
 _MOST_READ = 1000  # shards that a report is made of; of more, those with pictures to show
 

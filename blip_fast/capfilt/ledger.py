@@ -195,7 +195,7 @@ def clear(folder: Path, names: Iterable[str]) -> None:
     """Remove a run from a folder, its marks first, and nothing that is not of a run.
 
     Args:
-        names: of files beside the shards.
+        names: of files and folders beside the shards.
 
     Raises:
         ValueError: where a process is at work in it.
@@ -209,8 +209,11 @@ def clear(folder: Path, names: Iterable[str]) -> None:
     for name in committed(folder):
         for end in ("_stats.json", ".tar", ".parquet"):
             (folder / f"{name}{end}").unlink(missing_ok=True)
-    for name in (RUN, *names):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / name for name in (RUN, *names)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -1,0 +1,199 @@
+"""CapFilt from pictures on the disk to tables on the disk: blip_fast against transformers.
+
+Base size, 384 px, the same random weights. Real photos, repeated with fresh noise so that no two
+are alike, with a text each. The peer is `peers/plain_capfilt.py`. First, in fp32 and with a few
+pictures, captions and decisions are compared, at a threshold in the widest gap between the scores;
+then all take turns. The share of reading, decoding and writing is that of our stages' working time.
+
+Usage: python -m bench.e2e_capfilt [--images 8] [--captions 1] [--threads 2] [--seconds 60]
+           [--compile] [--fp32] [--int8] [--data ../shared/data]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import blip_fast
+from bench.harness import Case, print_table, race
+from bench.peers.plain_capfilt import PlainCapFilt, Settings
+from blip_fast.capfilt import CapFiltOptions, CapFiltSummary, read_rows, run_capfilt
+from blip_fast.med.quantize import quantize_int8
+
+CHECKED = 2  # pictures
+BATCH = 8
+LENGTHS = {"max_length": 20, "min_length": 19}  # 16 new tokens, for us as for the peer
+
+
+def pair(dtype: torch.dtype, data: Path, compiled: bool) -> tuple[PlainCapFilt, Any, Any]:
+    """The peer, and our captioner and filter that share its weights."""
+    from transformers import (
+        BertTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipForImageTextRetrieval,
+        BlipImageProcessor,
+    )
+
+    vocabulary = data / "bert_vocab" / "vocab.txt"
+    torch.manual_seed(0)
+    config = BlipConfig(text_config={"num_attention_heads": 12})
+    theirs = [
+        cls(config).eval().to(dtype)
+        for cls in (BlipForConditionalGeneration, BlipForImageTextRetrieval)
+    ]
+    with torch.no_grad():
+        theirs[1].itm_head.weight.mul_(20)  # random heads say nearly the same of everything
+    ours = [
+        blip_fast.from_transformers(m, vocabulary=vocabulary, compat="transformers") for m in theirs
+    ]
+    if compiled:
+        for model, part in ((theirs[0], "text_decoder"), (theirs[1], "text_encoder")):
+            model.vision_model.compile(dynamic=True)
+            getattr(model, part).compile(dynamic=True)
+    processor = BlipImageProcessor(size={"height": 384, "width": 384})
+    tokenizer = BertTokenizer(str(vocabulary))
+    return PlainCapFilt(*theirs, processor, tokenizer), *ours
+
+
+def write_pictures(folder: Path, data: Path, number: int) -> None:
+    """Photos with fresh noise, and the texts that belong to them."""
+    coco = json.loads((data / "coco_train80" / "captions.json").read_text())
+    texts = {row["image_id"]: row["caption"] for row in coco["annotations"]}
+    draw = np.random.default_rng(0)
+    for n, image in zip(range(number), itertools.cycle(coco["images"]), strict=False):
+        path = data / "coco_train80" / "images" / image["file_name"]
+        photo = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32)
+        noisy = (photo + draw.normal(0, 6, photo.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{n:05d}.jpg", quality=90)
+        (folder / f"{n:05d}.txt").write_text(texts[image["id"]].strip())
+
+
+def ours_call(
+    captioner: Any, filter_: Any, source: Path, output: Path, settings: Settings
+) -> CapFiltSummary:
+    options = CapFiltOptions(
+        threshold=settings.threshold,
+        num_captions=settings.num_captions,
+        num_beams=settings.num_beams,
+        batch_size=settings.batch_size,
+        **LENGTHS,
+    )
+    return run_capfilt(source, output, captioner, filter_, options)
+
+
+def check(data: Path, source: Path, scratch: Path, settings: Settings) -> None:
+    """Captions and decisions in fp32.
+
+    Raises:
+        AssertionError: where they differ.
+    """
+    peer, *models = pair(torch.float32, data, compiled=False)
+    small = scratch / "few"
+    small.mkdir()
+    for path in sorted(source.iterdir())[: 2 * CHECKED]:
+        (small / path.name).symlink_to(path)
+    theirs = peer(small, scratch / "theirs", settings)
+    ours_call(*models, small, scratch / "ours", settings)
+    candidates = [row["candidates"] for row in read_rows(scratch / "ours")]
+    ours = [[(c["text"], c["itm_probability"]) for c in row] for row in candidates]
+    for mine, row in zip(ours, theirs, strict=True):
+        assert [text for text, _ in mine] == row["texts"], (mine, row["texts"])
+        differences = [abs(p - q) for (_, p), q in zip(mine, row["scores"], strict=True)]
+        assert max(differences) < 1e-3, (mine, row["scores"])
+    every = sorted(score for row in theirs for score in row["scores"])
+    gap, threshold = max((b - a, (a + b) / 2) for a, b in itertools.pairwise(every))
+    kept = sum(p >= threshold for row in ours for _, p in row)
+    assert kept == sum(score >= threshold for score in every) and 0 < kept < len(every)
+    print(
+        f"fp32: captions and decisions agree, {kept} of {len(every)} texts kept at "
+        f"{threshold:.4f}, in a gap of {gap:.2g}"
+    )
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    settings = Settings(
+        arguments.captions,
+        max(3, arguments.captions),
+        **LENGTHS,
+        threshold=0.5,
+        batch_size=BATCH,
+        workers=arguments.threads,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch, source = Path(temporary), Path(temporary, "pictures")
+        source.mkdir()
+        write_pictures(source, arguments.data, arguments.images)
+        check(arguments.data, source, scratch, settings)
+        dtype = torch.float32 if arguments.fp32 else torch.bfloat16
+        peer, captioner, filter_ = pair(dtype, arguments.data, arguments.compile)
+        contenders = {"blip_fast": (captioner, filter_)}
+        if arguments.int8:
+            models = (captioner, filter_)
+            contenders["blip_fast int8"] = tuple(
+                replace(m, med=quantize_int8(m.med)) for m in models
+            )
+        numbers = itertools.count()
+        shares: list[float] = []
+
+        def run_ours(models: Any) -> torch.Tensor:
+            output = scratch / f"ours{next(numbers)}"
+            stats = ours_call(*models, source, output, settings).stats
+            shares.append(around(stats))
+            return torch.tensor(stats["count"])
+
+        def run_theirs() -> torch.Tensor:
+            rows = peer(source, scratch / f"theirs{next(numbers)}", settings)
+            return torch.tensor(len(rows))
+
+        calls: dict[str, Callable[[], torch.Tensor]] = {
+            name: lambda models=models: run_ours(models) for name, models in contenders.items()
+        }
+        name = "transformers" + (", compiled" if arguments.compile else "")
+        kind = "fp32" if arguments.fp32 else "bf16"
+        many = f"{arguments.captions} captions" if arguments.captions > 1 else "1 caption"
+        case = Case(
+            f"CapFilt, {arguments.images} images, {many}, {kind}",
+            {**calls, name: run_theirs},
+            arguments.images,
+            "image",
+        )
+        print_table([(case, race(case, arguments.seconds, check=True))])
+        print(f"reading, decoding and writing: {min(shares):.1%} of our working time")
+
+
+def around(stats: dict[str, Any]) -> float:
+    """The share of what is done around the models in the working time of all stages."""
+    busy = {name: stage["busy"] for name, stage in stats["stages"].items()}
+    models = sum(seconds for name, seconds in busy.items() if name in ("captioner", "filter"))
+    return 1 - models / sum(busy.values())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--captions", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the peer")
+    parser.add_argument("--fp32", action="store_true", help="both in fp32, transformers' default")
+    parser.add_argument("--int8", action="store_true", help="ours in int8, too")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
