@@ -116,16 +116,20 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
 
 def load_model(args: argparse.Namespace, source: str | None = None) -> Blip:
     """Load `source`, or else `--model`, as the other arguments say."""
-    return blip_fast.load(
-        args.model if source is None else source,
-        image_size=args.image_size,
-        dtype=args.dtype,
-        device=args.device,
-        compat=args.compat,
-        vocabulary=args.vocabulary,
-        quantize=args.quantize,
-        decoder=args.decode,
-    )
+    return blip_fast.load(args.model if source is None else source, **loading(args))
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What `blip_fast.load` is given beside the source."""
+    return {
+        "image_size": args.image_size,
+        "dtype": args.dtype,
+        "device": args.device,
+        "compat": args.compat,
+        "vocabulary": args.vocabulary,
+        "quantize": args.quantize,
+        "decoder": args.decode,
+    }
 
 
 def find_inputs(args: argparse.Namespace) -> list[Found]:
