@@ -172,7 +172,7 @@ def _spread(
     gpus, processors = int(found.get("GPU", 0)), int(found.get("CPU", 1))
     machines = sum(node["Alive"] for node in ray.nodes())
     workers = min(workers or gpus or machines, len(orders))
-    answers = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
+    dataset = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
         ShardWorker,
         fn_constructor_args=worker,
         batch_size=1,
@@ -180,7 +180,12 @@ def _spread(
         num_cpus=max(1, processors // workers),
         num_gpus=1 if gpus else None,
     )
-    return answers.iter_rows()
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise StageFailed(
+            f"Ray gave up: {error}. What is done stays; the same command goes on"
+        ) from error
 
 
 @contextmanager
