@@ -17,7 +17,7 @@ export BLIP_FAST_NATIVE := $(NATIVE)
 # Without isolation the build sees the torch that is installed, and downloads no second one.
 INSTALL    := $(BIN)/pip install --no-build-isolation
 
-.PHONY: help demo test lint format bench asan clean
+.PHONY: help demo test lint format bench asan dali ray clean
 .DELETE_ON_ERROR:
 
 help:            ## this list
@@ -56,6 +56,17 @@ asan: $(TESTABLE)     ## the native rooms' tests under AddressSanitizer and UBSa
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	BLIP_FAST_NATIVE_LIBRARY=$(CURDIR)/build/asan/libblip_fast_cpu.so \
 	  $(BIN)/pytest --capture=sys $(ASAN_TESTS)
+
+# The imports come first: a library that cannot be loaded is an error here, not a skipped test.
+dali: $(TESTABLE)     ## NVIDIA's JPEG decoders (0.6 GB more), tested on the CPU, and a GPU if any
+	$(INSTALL) -e '.[dali,nvimgcodec]'
+	$(BIN)/python -c 'import nvidia.dali, nvidia.nvimgcodec'
+	$(BIN)/pytest tests/images/test_device_decoders.py tests/capfilt/test_device_decoding.py
+
+ray: $(TESTABLE)      ## Ray (0.4 GB more), and CapFilt on several workers of this machine
+	$(INSTALL) -e '.[ray]'
+	$(BIN)/python -c 'import ray.data'
+	$(BIN)/pytest tests/capfilt/test_ray_run.py
 
 clean:           ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist blip_fast/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from blip_fast.capfilt.rows import Candidate, Row, Scores
 from blip_fast.data.web import WebPicture, WebShard
-from blip_fast.images import ImageError, ImageOptions, Status, decode, read_bytes, resize
+from blip_fast.images import (
+    ON_DEVICE,
+    ImageError,
+    ImageOptions,
+    Status,
+    decode,
+    read_bytes,
+    read_pictures,
+    resize,
+)
 from blip_fast.images.status import failing_as
 
 
@@ -132,6 +141,23 @@ class Reader:
                     decoded[alike] = decode(job.data, options)
             views = {o: resize(decoded[replace(o, size=1)], o.size) for o in self._options}
             return Decoded(views, *next(iter(decoded.values())).size)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether pictures are decoded a batch at a time, by `decode_batch`."""
+        return any(options.decoder in ON_DEVICE for options in self._options)
+
+    def decode_batch(self, batch: Batch) -> None:
+        """Pixels of all pictures of a batch for every model, by decoders that work on a device."""
+        jobs = [job for job in batch.items if job.data is not None]
+        for options in self._options:
+            pictures = read_pictures([job.data for job in jobs if job.data is not None], options)
+            for job, picture in zip(jobs, pictures, strict=True):
+                if picture.pixels is None:
+                    job.fail(picture.status, picture.error)
+                else:
+                    job.views[options] = picture.pixels
+                    job.width, job.height = picture.width, picture.height
 
     @staticmethod
     def settle_decode(job: Job, result: Any) -> None:

@@ -84,7 +84,7 @@ def thumbnail(job: Job, side: int) -> bytes:
 def _encoded(
     pixels: torch.Tensor, size: tuple[int, int] | None, kind: str, **settings: Any
 ) -> bytes:
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
     file = io.BytesIO()
     (image.resize(size) if size else image).save(file, kind, **settings)
     return file.getvalue()

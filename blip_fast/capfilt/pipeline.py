@@ -144,11 +144,15 @@ class _Run:
         models, options = self._models, self._options
         reader = Reader(models.image_options)
         readers = Crew("reading", _READERS, options.patience)
-        decoders = Crew("decoding", min(_MOST_DECODERS, _processors()), options.patience)
         stages: list[Stage | CrewStage] = [
-            CrewStage(Clock("read", "read"), readers, reader.read, reader.settle_read),
-            CrewStage(Clock("decode", "decode"), decoders, reader.decode, reader.settle_decode),
+            CrewStage(Clock("read", "read"), readers, reader.read, reader.settle_read)
         ]
+        clock = Clock("decode", "decode")
+        if reader.on_device:
+            stages.append(Stage([(clock, reader.decode_batch)]))
+        else:
+            decoders = Crew("decoding", min(_MOST_DECODERS, _processors()), options.patience)
+            stages.append(CrewStage(clock, decoders, reader.decode, reader.settle_decode))
         works: list[tuple[Clock, Callable[[Batch], None]]] = []
         roles = (
             ("captioner", models.captioners, models.caption),

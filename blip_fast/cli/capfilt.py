@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import blip_fast
 from blip_fast.cli import common
 from blip_fast.cli.tally import list_failures
 
@@ -108,6 +110,17 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-shards", type=int, default=1, help="as of a Slurm array")
     parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="share the work out on a Ray cluster that sees SOURCE and --output: 'auto', "
+        "'ray://...'; without an address on one of this machine's own",
+    )
+    parser.add_argument(
+        "--ray-workers", type=int, help="default: one for each GPU, else one for each machine"
+    )
+    parser.add_argument(
         "--patience", type=float, default=60.0, help="seconds a picture may take; default 60"
     )
 
@@ -149,6 +162,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_other_run(args.output, source, options)
     captioners = args.captioner or [common.CAPTIONER]
     filters = args.filter or [common.FILTER]
+    if args.ray is not None:
+        return _run_on_ray(args, source.count, captioners, filters, options)
     loaded = {name: common.load_model(args, name) for name in dict.fromkeys(captioners + filters)}
     for untrained in sorted({m.source for m in loaded.values() if not m.trained}):
         print(f"{untrained!r} has untrained weights: what it says means nothing.", file=sys.stderr)
@@ -168,6 +183,33 @@ def finish(
 
     with common.progress_bar(source.count) as bar:
         summary = run_capfilt(source, output, captioners, filters, options, bar.update)
+    _report(summary)
+    return 0 if summary.successes else 1
+
+
+def _run_on_ray(
+    args: argparse.Namespace,
+    count: int | None,
+    captioners: Sequence[str],
+    filters: Sequence[str],
+    options: CapFiltOptions,
+) -> int:
+    """As `finish`, but models are loaded where they work, and not here."""
+    from blip_fast.capfilt import run_on_ray
+
+    names = dict.fromkeys([*captioners, *filters])
+    specs = {name: partial(blip_fast.load, name, **common.loading(args)) for name in names}
+    with common.progress_bar(count) as bar:
+        summary = run_on_ray(
+            args.source,
+            args.output,
+            [specs[name] for name in captioners],
+            [specs[name] for name in filters],
+            options,
+            address=args.ray,
+            workers=args.ray_workers,
+            progress=bar.update,
+        )
     _report(summary)
     return 0 if summary.successes else 1
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import blip_fast
 from blip_fast.data import (
@@ -18,6 +18,7 @@ from blip_fast.data import (
     read_batches,
     read_sidecar,
 )
+from blip_fast.images import Decoder
 from blip_fast.tasks.model import Blip
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("int8",), help="hold most weights as int8, on a CPU: faster"
     )
+    parser.add_argument(
+        "--decode",
+        choices=get_args(Decoder),
+        default="auto",
+        help="who reads picture files; dali and nvimgcodec, extras of the package, read JPEG on "
+        "the model's device and leave the other kinds to pillow; default auto, on the CPU",
+    )
     parser.add_argument("--image-size", type=int, help="pixels; default: the checkpoint's own")
     parser.add_argument(
         "--compat",
@@ -108,15 +116,20 @@ def modern_spelling(argv: Sequence[str]) -> list[str]:
 
 def load_model(args: argparse.Namespace, source: str | None = None) -> Blip:
     """Load `source`, or else `--model`, as the other arguments say."""
-    return blip_fast.load(
-        args.model if source is None else source,
-        image_size=args.image_size,
-        dtype=args.dtype,
-        device=args.device,
-        compat=args.compat,
-        vocabulary=args.vocabulary,
-        quantize=args.quantize,
-    )
+    return blip_fast.load(args.model if source is None else source, **loading(args))
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What `blip_fast.load` is given beside the source."""
+    return {
+        "image_size": args.image_size,
+        "dtype": args.dtype,
+        "device": args.device,
+        "compat": args.compat,
+        "vocabulary": args.vocabulary,
+        "quantize": args.quantize,
+        "decoder": args.decode,
+    }
 
 
 def find_inputs(args: argparse.Namespace) -> list[Found]:

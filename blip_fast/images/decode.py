@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from blip_fast.images.modes import flatten
-from blip_fast.images.options import MAX_SIDE, ImageOptions
+from blip_fast.images.options import MAX_SIDE, ON_DEVICE, ImageOptions
 from blip_fast.images.quiet import pillow_is_quiet
 from blip_fast.images.status import ImageError, Status, failing_as
 
@@ -31,6 +31,8 @@ _COUNTED_TWICE = ("AVIF", "WEBP")
 # Orientations whose upright image is as wide as the stored one is high.
 TURNED = (5, 6, 7, 8)
 
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # JPEG's markers
+
 _pillow_lock = threading.Lock()
 
 
@@ -42,10 +44,12 @@ class Decoded:
         pixels: uint8 [3, height, width] of any strides, or a loaded Pillow image (RGB or L).
         orientation: the EXIF number, 1 to 8, of the turn that sets it upright. It is left to
             `resize`, because turning the small square costs next to nothing.
+        decoder: which one ran, "simplejpeg" or "pillow"; "" where pixels were given.
     """
 
     pixels: Tensor | Image.Image
     orientation: int = 1
+    decoder: str = ""
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -61,22 +65,48 @@ class Decoded:
         return (height, width) if self.orientation in TURNED else (width, height)
 
 
+@dataclass(frozen=True, eq=False)
+class PlainJpeg:
+    """A JPEG in grey or colour that has passed every check but has not been decoded.
+
+    Attributes:
+        data: the file.
+        width, height: as it is stored, in pixels.
+        orientation: as of `Decoded`.
+    """
+
+    data: bytes
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the upright image."""
+        turned = self.orientation in TURNED
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
 def decode(data: bytes, options: ImageOptions) -> Decoded:
     """Decode the first frame of an image file; its kind is told by its content.
 
     The header is always read by Pillow, which decides on size, kind and orientation.
 
     Raises:
+        ValueError: where the decoder of the options works on a device: see `read_pictures`.
         ImageError: `failed_to_decode` with the reason, also where an image is cut short;
             `too_large` before any pixel is decoded.
     """
+    if options.decoder in ON_DEVICE:
+        raise ValueError(
+            f"decoder {options.decoder!r} makes squares of many files at once, not one image at "
+            "its full size; use read_picture or read_pictures, or decoder 'auto'"
+        )
     with _guarded(options), _open(data) as image:
-        twice = image.format in _COUNTED_TWICE or image.mode == "CMYK"
-        twice = twice or image.has_transparency_data
-        check_size(*image.size, options.max_pixels, twice=twice)
+        _check_header(image, options)
         if options.decoder == "pillow":
             return _from_file(image, options)
-        plain = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+        plain = _is_plain_jpeg(image)
         if options.decoder == "simplejpeg":
             if not plain:
                 raise ValueError(
@@ -90,6 +120,30 @@ def decode(data: bytes, options: ImageOptions) -> Decoded:
             except ValueError:
                 pass  # simplejpeg is stricter than Pillow, and Pillow is who decides
         return _from_file(image, options)
+
+
+def plain_jpeg(data: bytes, options: ImageOptions) -> PlainJpeg | None:
+    """A file for decoders that take plain JPEG alone, or None where it is for Pillow to decide.
+
+    That is so for every other kind of file, and for a JPEG whose end is missing or whose header
+    libjpeg and Pillow read differently: decoders may fill up with grey what is not there.
+
+    Raises:
+        ImageError: as `decode` does, as far as the header tells.
+    """
+    with _guarded(options), _open(data) as image:
+        _check_header(image, options)
+        # The last scan ends the picture; thumbnails, which have ends of their own, come before.
+        whole = data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN) > 0
+        if not whole or not _is_plain_jpeg(image):
+            return None
+        try:
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        except ValueError:
+            return None
+        if (width, height) != image.size:
+            return None
+        return PlainJpeg(data, width, height, _orientation(image, options))
 
 
 def from_pillow(image: Image.Image, options: ImageOptions) -> Decoded:
@@ -127,6 +181,16 @@ def check_size(width: int, height: int, max_pixels: int, twice: bool = False) ->
         )
 
 
+def _check_header(image: Image.Image, options: ImageOptions) -> None:
+    twice = image.format in _COUNTED_TWICE or image.mode == "CMYK"
+    twice = twice or image.has_transparency_data
+    check_size(*image.size, options.max_pixels, twice=twice)
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+
+
 @contextmanager
 def _guarded(options: ImageOptions) -> Iterator[None]:
     """Let nothing out of Pillow but an ImageError, and no warnings at all."""
@@ -162,12 +226,12 @@ def _from_jpeg(data: bytes, image: Image.Image, options: ImageOptions) -> Decode
     if (width, height) != image.size:  # or the limit on pixels would have been checked in vain
         raise ValueError(f"the size is {image.size} to Pillow, {(width, height)} to simplejpeg")
     pixels = torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
-    return Decoded(pixels, _orientation(image, options))
+    return Decoded(pixels, _orientation(image, options), "simplejpeg")
 
 
 def _from_file(image: Image.Image, options: ImageOptions) -> Decoded:
     orientation = _load(image, options)
-    return Decoded(flatten(image, options.background_color), orientation)
+    return Decoded(flatten(image, options.background_color), orientation, "pillow")
 
 
 def _load(image: Image.Image, options: ImageOptions) -> int:

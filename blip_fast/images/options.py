@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, get_args
 
-Decoder = Literal["auto", "simplejpeg", "pillow"]
+import torch
+
+Decoder = Literal["auto", "simplejpeg", "pillow", "dali", "nvimgcodec"]
 Background = str | tuple[int, int, int]
 
 COLORS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+
+# Decoders that work on a device and on many images at a time, and what they are part of. Their
+# names are also those of the package's extras.
+ON_DEVICE = {"dali": "nvidia.dali", "nvimgcodec": "nvidia.nvimgcodec"}
 
 # 67 million pixels let every single-shot camera of today pass. Together with MAX_BYTES they keep
 # one image at a time under 1 GiB: 230 MiB for Python and torch (550 with torch's CUDA build), 128
@@ -31,6 +38,10 @@ class ImageOptions:
             BLIP's test transform.
         decoder: "simplejpeg" (JPEG alone) or "pillow" is used and nothing else; "auto" takes
             simplejpeg for plain JPEG and Pillow, the reference, for all that simplejpeg refuses.
+            "dali" and "nvimgcodec" decode plain JPEG, many at a time, on `device`; every other
+            kind of file, and what they refuse, goes to Pillow: see `Picture.decoder`.
+        device: where "dali" and "nvimgcodec" work and leave their pixels, as "cuda:0"; all other
+            decoders work on the "cpu".
         background: what shows through transparency: "white", "black" or (red, green, blue).
             BLIP's own code amounts to black.
         exif_orientation: turn the image as its EXIF or XMP tag says. BLIP's own code does not.
@@ -46,6 +57,7 @@ class ImageOptions:
 
     size: int = 384
     decoder: Decoder = "auto"
+    device: str = "cpu"
     background: Background = "white"
     exif_orientation: bool = True
     max_pixels: int = MAX_PIXELS
@@ -60,16 +72,37 @@ class ImageOptions:
             raise ValueError(
                 f"decoder is {self.decoder!r}; it must be one of {', '.join(get_args(Decoder))}"
             )
+        self._check_device()
         if not _is_color(self.background):
             raise ValueError(
                 f"background is {self.background!r}; it must be {', '.join(COLORS)} or a tuple of "
                 "red, green and blue, integers from 0 to 255"
             )
 
+    def _check_device(self) -> None:
+        if self.decoder in ON_DEVICE and not _is_installed(ON_DEVICE[self.decoder]):
+            raise ValueError(
+                f"decoder {self.decoder!r} needs {ON_DEVICE[self.decoder]}, which is not "
+                f"installed: pip install 'blip-fast[{self.decoder}]', or take decoder 'auto'"
+            )
+        kind = torch.device(self.device).type
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and self.decoder not in ON_DEVICE):
+            raise ValueError(
+                f"device is {self.device!r} and decoder {self.decoder!r}; "
+                f"{' and '.join(ON_DEVICE)} decode on cpu or cuda, all others on cpu"
+            )
+
     @property
     def background_color(self) -> tuple[int, int, int]:
         """Red, green and blue, from 0 to 255."""
         return COLORS[self.background] if isinstance(self.background, str) else self.background
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is part of
+        return False
 
 
 def _is_color(value: object) -> bool:

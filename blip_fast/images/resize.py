@@ -26,10 +26,7 @@ def resize(image: Decoded, size: int) -> Tensor:
     Returns:
         uint8 [3, size, size], contiguous, in memory of its own.
     """
-    width, height = image.stored_size
-    upright = _filters_columns_first(*image.size, size)
-    columns_first = upright != (image.orientation in TURNED)  # rows and columns change places
-    between = (width, size) if columns_first else (size, height)
+    between = size_between(*image.stored_size, image.orientation, size)
     if isinstance(image.pixels, Tensor):
         square = _resample(_resample(image.pixels[None], *between), size, size)[0]
     else:
@@ -38,6 +35,17 @@ def resize(image: Decoded, size: int) -> Tensor:
             small = small.resize(shape, Image.Resampling.BICUBIC)
         square = torch.from_numpy(np.array(small.convert("RGB"))).permute(2, 0, 1)
     return set_upright(square, image.orientation).clone(memory_format=torch.contiguous_format)
+
+
+def size_between(width: int, height: int, orientation: int, size: int) -> tuple[int, int]:
+    """Width and height after the first of the two passes.
+
+    Args:
+        width, height: of the image as it is stored.
+    """
+    turned = orientation in TURNED  # rows and columns change places
+    upright = (height, width) if turned else (width, height)
+    return (width, size) if _filters_columns_first(*upright, size) != turned else (size, height)
 
 
 def set_upright(pixels: Tensor, orientation: int) -> Tensor:
@@ -58,4 +66,13 @@ def _filters_columns_first(width: int, height: int, size: int) -> bool:
 
 def _resample(pixels: Tensor, width: int, height: int) -> Tensor:
     """[1, 3, H, W] to [1, 3, height, width], uint8."""
-    return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    if pixels.device.type == "cpu":
+        return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    return _resample_floats(pixels, width, height)
+
+
+def _resample_floats(pixels: Tensor, width: int, height: int) -> Tensor:
+    """The same where there is no 8-bit filter: on a GPU."""
+    levels = pixels.float().contiguous()
+    levels = F.interpolate(levels, size=(height, width), mode="bicubic", antialias=True)
+    return levels.round_().clamp_(0, 255).to(torch.uint8)

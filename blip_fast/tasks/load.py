@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from blip_fast.config import Compat, Kind, check_image_size
-from blip_fast.images import ImageOptions
+from blip_fast.images import ON_DEVICE, Decoder, ImageOptions
 from blip_fast.med.quantize import Quantize, quantize_int8
 from blip_fast.med.weights import Checkpoint, build, from_live_transformers, read_checkpoint
 from blip_fast.tasks.model import Blip
@@ -26,6 +26,7 @@ def load(
     kind: Kind | None = None,
     vocabulary: str | Path | None = None,
     quantize: Quantize | None = None,
+    decoder: Decoder = "auto",
 ) -> Blip:
     """Load a BLIP checkpoint.
 
@@ -42,6 +43,7 @@ def load(
         vocabulary: a BERT `vocab.txt`, for checkpoints that carry none, as `.pth` files.
         quantize: "int8" to hold the matrices of vision and text layers as int8, on a CPU: half
             the memory of bfloat16 and up to twice its speed, for features within half a per cent.
+        decoder: of image files, as of `ImageOptions`; "dali" and "nvimgcodec" work on `device`.
 
     Raises:
         ValueError: where the checkpoint is damaged, incomplete or of another shape; every tensor
@@ -49,7 +51,7 @@ def load(
     """
     path = None if vocabulary is None else Path(vocabulary)
     checkpoint = read_checkpoint(source, kind=kind, vocabulary=path)
-    blip = _assemble(checkpoint, image_size, dtype, device, compat)
+    blip = _assemble(checkpoint, image_size, dtype, device, compat, decoder)
     if quantize is None:
         return blip
     if quantize != "int8":
@@ -109,6 +111,7 @@ def _assemble(
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     compat: Compat | None,
+    decoder: Decoder = "auto",
 ) -> Blip:
     config = checkpoint.config
     if compat is not None:
@@ -124,13 +127,15 @@ def _assemble(
     check_image_size(size, config.vision.patch_size)
     device = default_device() if device is None else torch.device(device)
     dtype = default_dtype(device) if dtype is None else _as_dtype(dtype)
+    decoding = str(device) if decoder in ON_DEVICE else "cpu"
+    image_options = ImageOptions(size=size, decoder=decoder, device=decoding)
     return Blip(
         med=build(checkpoint, dtype=dtype, device=device),
         tokenizer=checkpoint.tokenizer,
         source=checkpoint.source,
         sha256=checkpoint.sha256,
         trained=checkpoint.trained,
-        image_options=ImageOptions(size=size),
+        image_options=image_options,
     )
 
 
