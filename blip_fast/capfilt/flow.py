@@ -70,11 +70,17 @@ class Channel(Generic[T]):
             self._items.append(item)
             self._changed.notify_all()
 
-    def get(self) -> T | None:
-        """The next one, waiting for it; None at the end."""
+    def get(self, unless: Callable[[], bool] | None = None) -> T | None:
+        """The next one, waiting for it; None at the end.
+
+        Args:
+            unless: looked at twice a second: whether not to wait any longer.
+        """
         with self._changed:
             while not (self._items or self._ended or self._cancelled):
-                self._changed.wait()
+                self._changed.wait(None if unless is None else 0.5)
+                if unless is not None and unless():
+                    return None
             if self._cancelled:
                 raise Cancelled
             return self._take()
@@ -141,14 +147,17 @@ class Flow:
         batches: Generator[Any, None, None],
         opening: Clock,
         stages: Sequence[Stage | CrewStage],
+        helpers: Sequence[Crew] = (),
     ) -> None:
         """
         Args:
             batches: taken in a thread of its own.
             opening: its clock.
+            helpers: crews that `batches` uses, closed with the others.
         """
         self._channels: list[Channel[Any]] = [Channel() for _ in range(len(stages) + 1)]
-        self._crews = [stage.crew for stage in stages if isinstance(stage, CrewStage)]
+        crews = [stage.crew for stage in stages if isinstance(stage, CrewStage)]
+        self._crews = [*helpers, *crews]
         self._failure: BaseException | None = None
         self._threads = [self._thread("open", self._feed, batches, opening)]
         for stage, before, behind in zip(
@@ -161,9 +170,14 @@ class Flow:
                 name = stage.clock.name
                 self._threads.append(self._thread(name, self._hand_out, stage, before, behind))
 
-    def run(self, sink: Clock) -> Generator[Any, None, None]:
+    def run(
+        self, sink: Clock, stopped: Callable[[], bool] | None = None
+    ) -> Generator[Any, None, None]:
         """Start, and give the batches that have passed all stages; what the caller does with them
         is the last stage. Threads end with the iterator, when each has finished its batch.
+
+        Args:
+            stopped: whether to end early, looked at while there is nothing to give.
 
         Raises:
             StageFailed: where a stage raised something; an error of the source as it is.
@@ -173,7 +187,7 @@ class Flow:
         try:
             while True:
                 started = time.perf_counter()
-                batch = self._last()
+                batch = self._last(stopped)
                 sink.waited += time.perf_counter() - started
                 if batch is None:
                     return
@@ -188,9 +202,9 @@ class Flow:
             for thread in self._threads:
                 thread.join()
 
-    def _last(self) -> Any:
+    def _last(self, stopped: Callable[[], bool] | None) -> Any:
         try:
-            batch = self._channels[-1].get()
+            batch = self._channels[-1].get(stopped)
         except Cancelled:
             batch = None
         if batch is None and self._failure is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from blip_fast.images import Status
 from blip_fast.tasks.model import Blip
 from blip_fast.train.guard import STOPPED, StopRequest, stop_request
 
+_OPENING = 3600.0  # seconds that fetching one shard may take
 _READERS = 16  # threads that wait for a disk or a network
 _MOST_DECODERS = 8  # a decoder holds an image at full size
 _THUMBNAIL = 224  # pixels of the longer side
@@ -120,10 +120,12 @@ class _Run:
         opening, sink, stages = self._stages()
         self._clocks = [opening, *_clocks_of(stages), sink]
         self._since, self._before = time.time(), snapshot(self._clocks)
-        flow = Flow(self._batches(self._ledger.take(mine)), opening, stages)
+        opener = Crew("opening", 1, _OPENING)
+        shards = self._batches(self._ledger.take(mine), opener)
+        flow = Flow(shards, opening, stages, [opener])
         writer: _Writing | None = None
         try:
-            with closing(flow.run(sink)) as batches:
+            with closing(flow.run(sink, lambda: self._stop.asked)) as batches:
                 for batch in batches:
                     if writer is None:
                         writer = self._begin(batch)
@@ -134,7 +136,9 @@ class _Run:
                     if self._progress is not None:
                         self._progress(len(batch.items))
                     if self._stop.asked:
-                        raise SystemExit(STOPPED)
+                        break
+            if self._stop.asked:
+                raise SystemExit(STOPPED)
         finally:
             if writer is not None:
                 writer.files.discard()
@@ -169,33 +173,33 @@ class _Run:
         stages += [Stage(works), Stage([(Clock("decide", "decide"), models.decide)])]
         return Clock("open", "open"), Clock("write", "write"), stages
 
-    def _batches(self, names: Iterator[str]) -> Generator[Batch, None, None]:
+    def _batches(self, names: Iterator[str], opener: Crew) -> Generator[Batch, None, None]:
         """The batches of all shards; the next shard is opened, or fetched, ahead of its turn."""
-        size = self._options.batch_size or default_batch_size(
-            self._models.captioners[0].device.type
-        )
+        device = self._models.captioners[0].device.type
+        size = self._options.batch_size or default_batch_size(device)
+        coming = opener.submit(self._open_next, names)
+        while (found := opener.wait(coming)) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            coming = opener.submit(self._open_next, names)
+            name, shard = found
+            for first in range(0, max(1, len(shard)), size):
+                numbers = range(first, min(first + size, len(shard)))
+                last = first + size >= len(shard)
+                yield Batch(name, shard, [Job(n, shard) for n in numbers], last)
 
-        def next_shard() -> tuple[str, WebShard] | None:
-            name = next(names, None)
-            if name is None:
-                return None
-            try:
-                return name, self._source.open(int(name))
-            except (OSError, ValueError) as error:
-                raise StageFailed(
-                    f"shard {name} of {self._source.name} cannot be opened: {error}. What is done "
-                    "stays; the same command goes on"
-                ) from error
-
-        with ThreadPoolExecutor(1, thread_name_prefix="capfilt open") as ahead:
-            coming = ahead.submit(next_shard)
-            while (found := coming.result()) is not None:
-                coming = ahead.submit(next_shard)
-                name, shard = found
-                for first in range(0, max(1, len(shard)), size):
-                    numbers = range(first, min(first + size, len(shard)))
-                    last = first + size >= len(shard)
-                    yield Batch(name, shard, [Job(n, shard) for n in numbers], last)
+    def _open_next(self, names: Iterator[str]) -> tuple[str, WebShard] | None:
+        """The next shard that is to be done, open."""
+        name = next(names, None)
+        if name is None:
+            return None
+        try:
+            return name, self._source.open(int(name))
+        except (OSError, ValueError) as error:
+            raise StageFailed(
+                f"shard {name} of {self._source.name} cannot be opened: {error}. What is done "
+                "stays; the same command goes on"
+            ) from error
 
     def _begin(self, batch: Batch) -> _Writing:
         return _Writing(

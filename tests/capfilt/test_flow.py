@@ -104,14 +104,16 @@ def test_leaving_early_ends_all_threads() -> None:
     assert threading.active_count() == before
 
 
-def test_a_hanging_task_is_given_up_and_its_worker_replaced() -> None:
+def test_hanging_tasks_are_given_up_and_their_workers_replaced() -> None:
+    """More of them than there are workers."""
     ever = threading.Event()
-    crew = Crew("waiting", 1, 0.05)
-    hung, fine = crew.submit(lambda _: ever.wait(), 0), crew.submit(lambda x: x + 1, 1)
-    assert isinstance(crew.wait(hung), TimeoutError)
+    crew = Crew("waiting", 1, 1.0)
+    hung = [crew.submit(lambda _: ever.wait(), n) for n in range(2)]
+    fine = crew.submit(lambda x: x + 1, 1)
+    assert all(isinstance(crew.wait(task), TimeoutError) for task in hung)
     assert crew.wait(fine) == 2
     ever.set()
-    assert isinstance(crew.wait(hung), TimeoutError)  # what comes late is not taken
+    assert isinstance(crew.wait(hung[0]), TimeoutError)  # what comes late is not taken
     crew.close()
 
 

@@ -54,7 +54,10 @@ class WebTars:
 
 
 class WebTar:
-    """An open shard. It gives all that can be read, whatever is wrong with the rest."""
+    """An open shard. It gives all that can be read, whatever is wrong with the rest.
+
+    A disk that no longer answers is an OSError, not a picture that cannot be read.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,7 +88,7 @@ class WebTar:
         else:
             try:
                 image, status = self._read(sample, suffix), Status.SUCCESS
-            except (ValueError, OSError) as fault:
+            except ValueError as fault:
                 problems = [str(fault)]
         path = f"{self.name}/{sample.key}" + (f".{suffix}" if suffix else "")
         key, error = as_text(sample.key), "; ".join(problems)
@@ -97,7 +100,7 @@ class WebTar:
             return {}
         try:
             value = json.loads(self._small(sample, "json"))
-        except (ValueError, OSError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"its json: {error}")
             return {}
         return value if isinstance(value, dict) else {}
@@ -108,7 +111,7 @@ class WebTar:
         if "txt" in sample.files:
             try:
                 text = self._small(sample, "txt").decode("utf-8-sig")
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 problems.append(f"its text: {error}")
                 return ()
             return (text.strip(),)
