@@ -43,7 +43,9 @@ class Search(Protocol):
     """What the engine asks of a search. Every method leaves the shapes of its tables as they are,
     and none but `results` waits for the device."""
 
-    live: Tensor  # [slots * R] bool: rows that go on
+    @property
+    def live(self) -> Tensor:
+        """[slots * R] bool: rows that go on."""
 
     def admit(self, slots: Tensor, prompts: PackedText, seeds: Sequence[int]) -> None:
         """Begin with prompts in slots [n], over whatever was there."""
