@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-# The widest row that a program holds in registers: 16 warps of 16 elements a lane.
-MAX_WIDTH = 8192
+# The widest row that a program holds in registers: 16 warps of 8 elements a lane.
+MAX_WIDTH = 4096
 
 # Forward: one warp and 1024 elements a program, so that a row of a base or large model is reduced by
 # shuffles alone; an SM holds 32 such programs, with 3 KB of loads each. Wider rows get a warp for
-# every 512 elements; narrow ones share a program.
+# every 256 elements; narrow ones share a program.
 FORWARD_ELEMENTS = 1024
 
 # Backward: four warps and four rows of 1024 at once, so that a reduction's barrier serves four rows
@@ -40,7 +40,7 @@ def forward(width: int) -> dict[str, Any]:
     return {
         "ROWS": max(1, FORWARD_ELEMENTS // block),
         "BLOCK": block,
-        "num_warps": max(1, block // 512) if block > FORWARD_ELEMENTS else 1,
+        "num_warps": block // 256 if block > FORWARD_ELEMENTS else 1,
     }
 
 
@@ -50,7 +50,7 @@ def backward(width: int) -> dict[str, Any]:
     return {
         "ROWS": max(1, BACKWARD_ELEMENTS // block),
         "BLOCK": block,
-        "num_warps": max(4, block // 512),
+        "num_warps": max(4, block // 256),
         "STAGES": STAGES,
     }
 
