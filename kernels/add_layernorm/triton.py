@@ -18,11 +18,10 @@ from blip_fast.kernels.add_layernorm import config
 @triton.jit
 def _statistics(total, inside, width, eps):
     """Centred rows, 0 outside, and the reciprocal of their standard deviations [ROWS, 1]."""
-    share = 1.0 / width
-    # Each term is scaled before it is summed: a sum of squares would overflow above 1e17.
-    mean = tl.sum(total * share, axis=1)
+    mean = tl.sum(total, axis=1) / width
     centred = tl.where(inside, total - mean[:, None], 0.0)
-    variance = tl.sum(centred * (centred * share), axis=1)
+    # Each square is scaled before it is summed: their sum would overflow above 1e17.
+    variance = tl.sum(centred * (centred * (1.0 / width)), axis=1)
     return centred, (1.0 / tl.sqrt(variance + eps))[:, None]
 
 
