@@ -187,8 +187,10 @@ def backward_kernel(
         )  # fmt: skip
         same = tl.load(bank_id_ptr + known_entry)[None, :] == row_id[:, None]
         y = alpha * tl.exp(teacher - teacher_logsumexp) + tl.where(same, of_positive, 0.0)
-        d = tl.exp(student - logsumexp) - y
-        d = tl.where((entry < bank)[None, :], d, 0.0)
+        student -= logsumexp
+        d = tl.where((entry < bank)[None, :], tl.exp(student) - y, 0.0)
+        # As the d of a row sum to 0, each similarity may be taken less the logsumexp: fewer digits
+        # cancel.
         heat += tl.sum(d * student, axis=1)
         place = known_entry.to(tl.int64)[:, None] * width + column[None, :]
         entries = tl.load(bank_ptr + place, mask=known_column[None, :], other=0.0)
