@@ -144,12 +144,14 @@ def merge_kernel(
         positive += tl.sum(tl.load(place + 5 * size, mask=inside, other=0.0), axis=0)
         count += tl.sum(tl.load(place + 6 * size, mask=inside, other=0.0), axis=0)
 
-    logsumexp = most + tl.log(total)
     expected = alpha * (soft / teacher_total) + (1 - alpha) * (positive / count)
-    tl.store(loss_ptr + row, logsumexp - expected, mask=known)
-    tl.store(statistics_ptr + row, logsumexp, mask=known)
-    tl.store(statistics_ptr + rows + row, teacher_most + tl.log(teacher_total), mask=known)
-    tl.store(statistics_ptr + 2 * rows + row, count, mask=known)
+    tl.store(loss_ptr + row, tl.log(total) - (expected - most), mask=known)
+    statistics_ptr += row
+    tl.store(statistics_ptr, most, mask=known)
+    tl.store(statistics_ptr + rows, teacher_most, mask=known)
+    tl.store(statistics_ptr + 2 * rows, tl.log(total), mask=known)
+    tl.store(statistics_ptr + 3 * rows, tl.log(teacher_total), mask=known)
+    tl.store(statistics_ptr + 4 * rows, count, mask=known)
 
 
 @triton.jit
@@ -171,9 +173,12 @@ def backward_kernel(
     known_column = column < width
     temperature = tl.load(temperature_ptr).to(tl.float32)
     row_id = tl.load(id_ptr + known_row)
-    logsumexp = tl.load(statistics_ptr + known_row)[:, None]
-    teacher_logsumexp = tl.load(statistics_ptr + rows + known_row)[:, None]
-    of_positive = ((1 - alpha) / tl.load(statistics_ptr + 2 * rows + known_row))[:, None]
+    statistics_ptr += known_row
+    most = tl.load(statistics_ptr)[:, None]
+    teacher_most = tl.load(statistics_ptr + rows)[:, None]
+    log_total = tl.load(statistics_ptr + 2 * rows)[:, None]
+    teacher_log_total = tl.load(statistics_ptr + 3 * rows)[:, None]
+    of_positive = ((1 - alpha) / tl.load(statistics_ptr + 4 * rows))[:, None]
 
     towards = tl.zeros([ROWS, COLUMNS], tl.float32)
     heat = tl.zeros([ROWS], tl.float32)
@@ -186,8 +191,9 @@ def backward_kernel(
             STEP, PRECISION,
         )  # fmt: skip
         same = tl.load(bank_id_ptr + known_entry)[None, :] == row_id[:, None]
-        y = alpha * tl.exp(teacher - teacher_logsumexp) + tl.where(same, of_positive, 0.0)
-        student -= logsumexp
+        y = alpha * tl.exp(teacher - teacher_most - teacher_log_total)
+        y += tl.where(same, of_positive, 0.0)
+        student = student - most - log_total
         d = tl.where((entry < bank)[None, :], tl.exp(student) - y, 0.0)
         # As the d of a row sum to 0, each similarity may be taken less the logsumexp: fewer digits
         # cancel.
@@ -231,11 +237,11 @@ def contrastive(
     bank_ids: Tensor,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """The operator: [B, E] against [Q, E] -> losses [B] and statistics [3, B], float32."""
+    """The operator: [B, E] against [Q, E] -> losses [B] and statistics [5, B], float32."""
     inputs = _prepared(features, momentum, bank, temperature, ids, bank_ids)
     (rows, width), entries = features.shape, len(bank)
     losses = features.new_empty(rows, dtype=torch.float32)
-    statistics = losses.new_empty(3, rows)
+    statistics = losses.new_empty(5, rows)
     if not rows:
         return losses, statistics
     parts = triton.cdiv(entries, config.ENTRIES_OF_PART)
