@@ -73,3 +73,44 @@ def finish(result, total, most, scale):
     result = result / tl.where(total == 0.0, 1.0, total)[:, None]
     logsumexp = (most * scale + tl.log2(total)) * LN2
     return result, tl.where(total == 0.0, float("-inf"), logsumexp)
+
+
+@triton.jit
+def add_queries(grad_q, q, k, v, grad, logsumexp, delta, row, key, scale, CAUSAL: tl.constexpr):
+    """Add what a block of keys [KEYS, BLOCK] gives to the gradient [ROWS, BLOCK].
+
+    Keys past the end are zeros: whatever their weights, they add nothing.
+
+    Args:
+        logsumexp: in powers of two.
+        delta: the sum of output times its gradient, [ROWS].
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    weights = tl.exp2(scores * scale - logsumexp[:, None])
+    if CAUSAL:
+        weights = tl.where(key[None, :] <= row[:, None], weights, 0.0)
+    by_value = tl.dot(grad, tl.trans(v), input_precision="ieee")
+    by_score = weights * (by_value - delta[:, None])
+    return tl.dot(by_score.to(k.dtype), k, grad_q, input_precision="ieee")
+
+
+@triton.jit
+def add_pairs(
+    grad_k, grad_v, q, k, v, grad, logsumexp, delta, row, key, scale, CAUSAL: tl.constexpr
+):
+    """Add what a block of queries [ROWS, BLOCK] gives to the gradients [KEYS, BLOCK].
+
+    Queries past the end are zeros with zero gradients: whatever their weights, they add nothing.
+
+    Args:
+        logsumexp: in powers of two.
+    """
+    scores = tl.dot(k, tl.trans(q), input_precision="ieee")  # [KEYS, ROWS]
+    weights = tl.exp2(scores * scale - logsumexp[None, :])
+    if CAUSAL:
+        weights = tl.where(key[:, None] <= row[None, :], weights, 0.0)
+    grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision="ieee")
+    by_value = tl.dot(v, tl.trans(grad), input_precision="ieee")
+    by_score = weights * (by_value - delta[None, :])
+    grad_k = tl.dot(by_score.to(q.dtype), q, grad_k, input_precision="ieee")
+    return grad_k, grad_v

@@ -14,7 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from blip_fast.kernels.attention import config
-from blip_fast.kernels.attention.online import LOG2E, attend, finish, load_rows, store_rows
+from blip_fast.kernels.attention.online import (
+    LOG2E,
+    add_pairs,
+    add_queries,
+    attend,
+    finish,
+    load_rows,
+    store_rows,
+)
 
 
 @triton.jit
@@ -115,14 +123,7 @@ def queries_kernel(
         at = start + key
         k = load_rows(k_ptr, at, 3 * part, length, WIDTH, BLOCK, True)
         v = load_rows(v_ptr, at, 3 * part, length, WIDTH, BLOCK, True)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        weights = tl.exp2(scores * scale - logsumexp[:, None])
-        if CAUSAL:
-            weights = tl.where(at[None, :] <= row[:, None], weights, 0.0)
-        # Keys past the end are zeros: whatever their weights, they add nothing.
-        by_value = tl.dot(grad, tl.trans(v), input_precision="ieee")
-        by_score = weights * (by_value - delta[:, None])
-        result = tl.dot(by_score.to(k.dtype), k, result, input_precision="ieee")
+        result = add_queries(result, q, k, v, grad, logsumexp, delta, row, at, scale, CAUSAL)
     grad_ptr = grad_qkv_ptr + begin * (3 * part) + head * WIDTH
     store_rows(grad_ptr, row, 3 * part, length, result * root, WIDTH, BLOCK)
 
@@ -165,28 +166,6 @@ def pairs_kernel(
     grad_ptr = grad_qkv_ptr + begin * (3 * part) + part + head * WIDTH
     store_rows(grad_ptr, key, 3 * part, length, grad_k * root, WIDTH, BLOCK)
     store_rows(grad_ptr + part, key, 3 * part, length, grad_v, WIDTH, BLOCK)
-
-
-@triton.jit
-def add_pairs(
-    grad_k, grad_v, q, k, v, grad, logsumexp, delta, row, key, scale, CAUSAL: tl.constexpr
-):
-    """Add what a block of queries [ROWS, BLOCK] gives to the gradients [KEYS, BLOCK].
-
-    Queries past the end are zeros with zero gradients: whatever their weights, they add nothing.
-
-    Args:
-        logsumexp: in powers of two.
-    """
-    scores = tl.dot(k, tl.trans(q), input_precision="ieee")  # [KEYS, ROWS]
-    weights = tl.exp2(scores * scale - logsumexp[None, :])
-    if CAUSAL:
-        weights = tl.where(key[:, None] <= row[None, :], weights, 0.0)
-    grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision="ieee")
-    by_value = tl.dot(v, tl.trans(grad), input_precision="ieee")
-    by_score = weights * (by_value - delta[None, :])
-    grad_k = tl.dot(by_score.to(q.dtype), q, grad_k, input_precision="ieee")
-    return grad_k, grad_v
 
 
 def attention(

@@ -2,8 +2,8 @@
 
 Without a GPU, for A100 (sm_80), H100 and H200 (sm_90), B200 (sm_100): no register may go to memory,
 and products of 16-bit numbers are made by matrix units. 16 bits are bfloat16 here, float16 compiles
-alike; it and float32, which has no matrix units, are compiled for sm_90 alone. `make aot` runs this
-with another release of Triton.
+alike; float32, which has no matrix units, is compiled for sm_90 alone. `make aot` runs this with
+another release of Triton.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ TARGETS = [
     (80, torch.bfloat16),
     (90, torch.bfloat16),
     (100, torch.bfloat16),
-    (90, torch.float16),
     (90, torch.float32),
 ]
 
