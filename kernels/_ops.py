@@ -32,6 +32,10 @@ _SCHEMAS = {
         " -> (Tensor sum, Tensor out)"
     ),
     # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
+    "add_layernorm_backward": (
+        "(Tensor? grad_sum, Tensor grad_out, Tensor sum, Tensor weight, float eps)"
+        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+    ),
     "attention": (
         "(Tensor qkv, Tensor? offsets, int max_length, bool causal)"
         " -> (Tensor out, Tensor logsumexp)"
@@ -81,6 +85,10 @@ _SCHEMAS = {
     "patchify": (
         "(Tensor images, int patch_size, float[] mean, float[] std, ScalarType dtype) -> Tensor"
     ),
+    "penalise": (
+        "(Tensor scores, Tensor tokens, Tensor lengths, float repetition_penalty, int min_length,"
+        " int end_id) -> Tensor"
+    ),
     "sample": (
         "(Tensor logits, Tensor uniform, float temperature, int top_k, float top_p) -> Tensor"
     ),
@@ -90,6 +98,7 @@ _SCHEMAS = {
 }
 _OVERLOADS = {
     "add_layernorm": ("native", "triton"),
+    "add_layernorm_backward": ("triton",),
     "attention": ("native", "triton"),
     "attention_backward": ("native", "triton"),
     "beam_step": ("native", "triton"),
@@ -104,6 +113,7 @@ _OVERLOADS = {
     "linear_cross_entropy_backward": ("chunked", "triton"),
     "linear_int8": ("native",),
     "patchify": ("native", "triton"),
+    "penalise": ("triton",),
     "sample": ("native", "triton"),
 }
 # Opaque, but written in PyTorch: they run on every device and need nothing compiled.
