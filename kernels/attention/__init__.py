@@ -60,7 +60,7 @@ def attention(
             f"offsets are {offsets.dtype} on {offsets.device}; they must be torch.int32 on qkv's "
             f"device, {qkv.device}"
         )
-    chosen = _room.choose(qkv, obstacles={"triton": config.obstacle(qkv.shape[-1], qkv.dtype)})
+    chosen = _room.choose(qkv, obstacles={"triton": config.obstacle(qkv.shape[-1])})
     if chosen == REFERENCE:
         if offsets is None or max_length is None:
             return reference.dense_attention(qkv, causal)

@@ -12,7 +12,6 @@ import torch
 
 # A head is padded to a power of two: 64 as it is, 88 to 128. Above, registers do not suffice.
 MAX_WIDTH = 128
-MAX_WIDTH_EXACT = 64
 
 # Forward, 16-bit, heads of 64: two warp groups of 64 queries each; 4 warps spill on sm_100.
 # Not measured yet: KEYS 128, and 3 stages.
@@ -31,17 +30,18 @@ PAIRS = {
     128: {"ROWS": 32, "KEYS": 64, "num_warps": 4, "num_stages": 2},
 }
 # float32 is multiplied exactly, without matrix units. Operands of a product lie in registers whole:
-# tiles of 32 and 32 spill up to 4344 bytes (Triton 3.9, sm_90), these need 86 registers. Of wider
-# heads than 64 these spill too, and no choice that did not was found: they go to the reference.
-EXACT = {"ROWS": 16, "KEYS": 16, "num_warps": 4, "num_stages": 1}
+# with 4 warps these tiles spill up to 4344 bytes (Triton 3.9, sm_90), with 8 they need 62 to 174.
+EXACT = {
+    64: {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 1},
+    128: {"ROWS": 16, "KEYS": 16, "num_warps": 8, "num_stages": 1},
+}
 
 
-def obstacle(width: int, dtype: torch.dtype) -> str:
+def obstacle(width: int) -> str:
     """Why heads of a width are not for the Triton kernels; empty where they are."""
-    most = MAX_WIDTH_EXACT if dtype == torch.float32 else MAX_WIDTH
-    if 0 < width <= most:
+    if 0 < width <= MAX_WIDTH:
         return ""
-    return f"heads are {width} wide; in {str(dtype)[6:]} from 1 to {most} are possible"
+    return f"heads are {width} wide; from 1 to {MAX_WIDTH} are possible"
 
 
 def block(width: int) -> int:
@@ -51,4 +51,4 @@ def block(width: int) -> int:
 
 def launch(table: dict[int, dict[str, Any]], width: int, dtype: torch.dtype) -> dict[str, Any]:
     """Tiles, warps and stages from one of the tables above."""
-    return EXACT if dtype == torch.float32 else table[block(width)]
+    return (EXACT if dtype == torch.float32 else table)[block(width)]

@@ -81,7 +81,7 @@ def choose(room: Room, q: Tensor, obstacle: str = "") -> str:
     native = "" if width % 16 == 0 and 0 < width <= 128 else "not a multiple of 16 up to 128"
     obstacles = {
         "native": obstacle or (native and f"heads are {width} wide, {native}"),
-        "triton": obstacle or widths.obstacle(width, q.dtype),
+        "triton": obstacle or widths.obstacle(width),
     }
     return room.choose(q, obstacles=obstacles)
 

@@ -88,6 +88,4 @@ def test_what_it_cannot_do_raises_by_name_and_goes_elsewhere_without() -> None:
     qkv = torch.zeros(1, 4, 3, 1, 144)
     with kernels.use("triton"), pytest.raises(ValueError, match="heads are 144 wide"):
         kernels.attention(qkv)
-    with kernels.use("triton"), pytest.raises(ValueError, match="in float32 from 1 to 64"):
-        kernels.attention(qkv[..., :88])
     assert kernels.attention(qkv).shape == (1, 4, 1, 144)
