@@ -131,7 +131,7 @@ def _compilation(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> Compilatio
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
-        signature[parameter.name] = _kind(value)
+        signature[parameter.name] = parameter.annotation_type or _kind(value)
         number = value.data_ptr() if isinstance(value, Tensor) else value
         if isinstance(number, int) and number % 16 == 0:
             aligned.append(i)
