@@ -1,6 +1,7 @@
 # The commands people repeat. Everything is installed into $(VENV), nothing outside it.
 #   make demo        caption the sample pictures        make test    all tests, then the linters
 #   make bench       race every room, quickly           make asan    the native rooms, sanitized
+#   make gpu         all that needs a GPU, 9 minutes    make aot     Triton 3.6 compiles the rooms
 PYTHON ?= python3
 VENV   ?= .venv
 # A pinned build, for the same numbers everywhere. For the newest CUDA build: make TORCH=torch demo
@@ -17,7 +18,7 @@ export BLIP_FAST_NATIVE := $(NATIVE)
 # Without isolation the build sees the torch that is installed, and downloads no second one.
 INSTALL    := $(BIN)/pip install --no-build-isolation
 
-.PHONY: help demo test lint format bench asan dali ray clean
+.PHONY: help demo test lint format bench asan gpu aot dali ray clean
 .DELETE_ON_ERROR:
 
 help:            ## this list
@@ -67,6 +68,21 @@ ray: $(TESTABLE)      ## Ray (0.4 GB more), and CapFilt on several workers of th
 	$(INSTALL) -e '.[ray]'
 	$(BIN)/python -c 'import ray.data'
 	$(BIN)/pytest tests/capfilt/test_ray_run.py
+
+# On a machine whose own Python has torch with CUDA: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+gpu:             ## every room on a GPU: gate, sanitizer, model, races; results in bench/results
+	$(GPU_PYTHON) -m bench.gpu
+
+# Another release of Triton than the environment's, laid before it on the path.
+TRITON     ?= 3.6.0
+AOT_FOLDER := $(VENV)/triton-$(TRITON)
+aot: $(TESTABLE) $(AOT_FOLDER)/.stamp   ## compile the rooms for GPUs with release $(TRITON) of Triton
+	PYTHONPATH=$(AOT_FOLDER) $(BIN)/pytest tests/kernels/test_triton_compiles.py
+
+$(AOT_FOLDER)/.stamp: $(TOOLS)
+	$(BIN)/pip install --no-deps --target $(AOT_FOLDER) 'triton==$(TRITON)'
+	touch $@
 
 clean:           ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist blip_fast/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache

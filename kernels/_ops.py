@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 REFERENCE = "reference"
+TRITON = "triton"
 
 # One schema an operator; the overloads in `_OVERLOADS` share it.
 _SCHEMAS = {
@@ -28,6 +32,10 @@ _SCHEMAS = {
         " -> (Tensor sum, Tensor out)"
     ),
     # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
+    "add_layernorm_backward": (
+        "(Tensor? grad_sum, Tensor grad_out, Tensor sum, Tensor weight, float eps)"
+        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+    ),
     "attention": (
         "(Tensor qkv, Tensor? offsets, int max_length, bool causal)"
         " -> (Tensor out, Tensor logsumexp)"
@@ -77,6 +85,10 @@ _SCHEMAS = {
     "patchify": (
         "(Tensor images, int patch_size, float[] mean, float[] std, ScalarType dtype) -> Tensor"
     ),
+    "penalise": (
+        "(Tensor scores, Tensor tokens, Tensor lengths, float repetition_penalty, int min_length,"
+        " int end_id) -> Tensor"
+    ),
     "sample": (
         "(Tensor logits, Tensor uniform, float temperature, int top_k, float top_p) -> Tensor"
     ),
@@ -89,22 +101,24 @@ _SCHEMAS = {
     "emulated_products": "() -> int",
 }
 _OVERLOADS = {
-    "add_layernorm": ("native",),
-    "attention": ("native",),
-    "attention_backward": ("native",),
-    "beam_step": ("native",),
-    "contrastive": ("chunked",),
-    "contrastive_backward": ("chunked",),
-    "cross_attention": ("native",),
-    "cross_attention_backward": ("native",),
-    "decode_attention": ("native",),
-    "decode_cross_attention": ("native",),
+    "add_layernorm": ("native", "triton"),
+    "add_layernorm_backward": ("triton",),
+    "attention": ("native", "triton"),
+    "attention_backward": ("native", "triton"),
+    "beam_step": ("native", "triton"),
+    "contrastive": ("chunked", "triton"),
+    "contrastive_backward": ("chunked", "triton"),
+    "cross_attention": ("native", "triton"),
+    "cross_attention_backward": ("native", "triton"),
+    "decode_attention": ("native", "triton"),
+    "decode_cross_attention": ("native", "triton"),
     "linear": ("native", "onednn"),
-    "linear_cross_entropy": ("chunked",),
-    "linear_cross_entropy_backward": ("chunked",),
+    "linear_cross_entropy": ("chunked", "triton"),
+    "linear_cross_entropy_backward": ("chunked", "triton"),
     "linear_int8": ("native",),
-    "patchify": ("native",),
-    "sample": ("native",),
+    "patchify": ("native", "triton"),
+    "penalise": ("triton",),
+    "sample": ("native", "triton"),
 }
 # Opaque, but written in PyTorch: they run on every device and need nothing compiled.
 _EVERYWHERE = ("chunked",)
@@ -142,6 +156,9 @@ def _load_native() -> bool:
 
 
 NATIVE_LOADED = _load_native()
+TRITON_INSTALLED = find_spec("triton") is not None
+# Triton's interpreter: its kernels as numpy on the CPU, slowly. Triton itself reads it at import.
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _ONEDNN_HAS_BF16 = (
     torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 )
@@ -153,7 +170,23 @@ def _missing(implementation: str) -> str:
         return "the compiled library is not built; reinstall without BLIP_FAST_NATIVE=0"
     if implementation == "onednn" and not _ONEDNN_HAS_BF16:
         return "this torch has no oneDNN, or the processor no AVX-512 or its like for bfloat16"
+    if implementation == TRITON and not TRITON_INSTALLED:
+        return "triton is not installed; pip install 'blip-fast[triton]'"
     return ""
+
+
+def _wrong_device(implementation: str, device: torch.device) -> str:
+    """Why an implementation does not run on a kind of device; empty where it does."""
+    if implementation in _EVERYWHERE:
+        return ""
+    if implementation != TRITON:
+        return "" if device.type == "cpu" else "it is for the CPU"
+    if device.type == "cpu" and TRITON_INTERPRETED:
+        return ""
+    if device.type != "cuda":
+        return "it is for CUDA; on a CPU tests run it with TRITON_INTERPRET=1"
+    gpu = torch.cuda.get_device_properties(device)
+    return "" if gpu.major >= 8 else f"it needs compute capability 8.0; this is {gpu.major}.x"
 
 
 def register_cpu(name: str, overload: str, function: Callable[..., Any]) -> None:
@@ -164,6 +197,29 @@ def register_cpu(name: str, overload: str, function: Callable[..., Any]) -> None
 def register_everywhere(name: str, overload: str, function: Callable[..., Any]) -> None:
     """Implement an overload of operator `name` for every device by a Python function."""
     _library.impl(f"{name}.{overload}", function, "CompositeExplicitAutograd")
+
+
+def register_triton(room: str, *names: str) -> None:
+    """Implement operators, or the room's own, by the functions of their names in its `triton.py`.
+
+    The file is read at the first call: whoever runs on a CPU needs no Triton.
+    """
+    for name in names or (room,):
+        function = _at_first_call(room, name)
+        for key in ("CUDA", "CPU") if TRITON_INTERPRETED else ("CUDA",):
+            _library.impl(f"{name}.{TRITON}", function, key)
+
+
+def _at_first_call(room: str, name: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        function = getattr(import_module(f"blip_fast.kernels.{room}.triton"), name)
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        if device.type != "cuda":
+            return function(*args)
+        with torch.cuda.device(device):  # Triton launches on the current one
+            return function(*args)
+
+    return call
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -203,17 +259,24 @@ class Room:
         """The overload of an opaque implementation; of the room's own operator, or `name`."""
         return getattr(getattr(torch.ops.blip_fast, name or self.name), implementation)
 
-    def choose(self, x: Tensor, order: Sequence[str] | None = None) -> str:
+    def choose(
+        self,
+        x: Tensor,
+        order: Sequence[str] | None = None,
+        obstacles: Mapping[str, str] | None = None,
+    ) -> str:
         """The name of the implementation to run for a first tensor like `x`.
 
         Args:
             order: which opaque implementations suit this call, the best first; all, in the room's
                 order, if none. One asked for by name runs whatever the order says.
+            obstacles: what keeps an implementation from this call beside device and dtype, if
+                anything; empty texts count as nothing.
 
         Raises:
             ValueError: where one was asked for by name that cannot run there.
         """
-        return self._choose(x.device, x.dtype, order)
+        return self._choose(x.device, x.dtype, order, obstacles or {})
 
     def explain(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """What `choose` would answer for a tensor on `device`, in words."""
@@ -229,19 +292,27 @@ class Room:
         return Choice(self.name, device.type, chosen, why)
 
     def _choose(
-        self, device: torch.device, dtype: torch.dtype, order: Sequence[str] | None = None
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        order: Sequence[str] | None = None,
+        obstacles: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         forced = _forced.get(self.name)
         if forced is None:
             names = self._dtypes if order is None else order
-            able = (n for n in (*names, REFERENCE) if not self._obstacle(n, device, dtype))
-            return next(able)
+            for name in names:
+                interpreted = name == TRITON and device.type == "cpu"  # only where asked for
+                obstacle = obstacles.get(name) or self._obstacle(name, device, dtype)
+                if not interpreted and not obstacle:
+                    return name
+            return REFERENCE
         if forced not in self.implementations:
             raise ValueError(
                 f"{self.name} has no implementation {forced!r}; it has "
                 f"{', '.join(self.implementations)}"
             )
-        if obstacle := self._obstacle(forced, device, dtype):
+        if obstacle := self._obstacle(forced, device, dtype) or obstacles.get(forced, ""):
             raise ValueError(f"{self.name} cannot run {forced!r} on {device.type}: {obstacle}")
         return forced
 
@@ -249,8 +320,8 @@ class Room:
         """Why an implementation cannot run; empty where it can."""
         if implementation == REFERENCE:
             return ""
-        if implementation not in _EVERYWHERE and device.type != "cpu":
-            return "it is for the CPU"
+        if wrong := _wrong_device(implementation, device):
+            return wrong
         if missing := _missing(implementation):
             return missing
         if dtype not in self._dtypes[implementation]:
@@ -265,6 +336,8 @@ def _advantage(implementation: str) -> str:
         return "PyTorch, a part at a time: nothing large is stored"
     if implementation == "onednn":
         return "torch's own oneDNN, on weights packed once"
+    if implementation == TRITON:
+        return "Triton, compiled for this GPU at its first call"
     return f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_fake
-from blip_fast.kernels.add_layernorm import reference
+from blip_fast.kernels._ops import REFERENCE, TRITON, Room, register_fake, register_triton
+from blip_fast.kernels.add_layernorm import config, reference
 
-_room = Room("add_layernorm", native=(torch.float32, torch.bfloat16, torch.float16))
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_room = Room("add_layernorm", native=_DTYPES, triton=_DTYPES)
 
 
 def add_layernorm(
@@ -34,7 +35,8 @@ def add_layernorm(
     Raises:
         ValueError: where shapes or dtypes do not fit.
     """
-    return _run(x, residual, weight, bias, eps, keep_sum=True)
+    total, out = _run(x, residual, weight, bias, eps, keep_sum=True)
+    return total, out
 
 
 def layernorm_of_sum(
@@ -44,27 +46,31 @@ def layernorm_of_sum(
 
     Arguments and errors as for `add_layernorm`.
     """
-    return _run(x, residual, weight, bias, eps, keep_sum=False)[1]
+    return _run(x, residual, weight, bias, eps, keep_sum=False)[-1]
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm of `x` over its last axis. Arguments and errors as for `add_layernorm`."""
-    return _run(x, None, weight, bias, eps, keep_sum=False)[1]
+    return _run(x, None, weight, bias, eps, keep_sum=False)[-1]
 
 
 def _run(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, keep_sum: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """The sum, unless a gradient is wanted and the sum not kept, and its LayerNorm."""
     _check(x, residual, weight, bias)
-    chosen = _room.choose(x)
+    widest = config.MAX_WIDTH
+    too_wide = f"a program holds rows of {widest} at most" if x.shape[-1] > widest else ""
+    chosen = _room.choose(x, obstacles={TRITON: too_wide})
     if chosen == REFERENCE:
         return reference.add_layernorm(x, residual, weight, bias, eps)
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     residual = None if residual is None else residual.contiguous()
     tensors = [t for t in (x, residual, weight, bias) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        total, out = _AddLayerNorm.apply(chosen, x, residual, weight, bias, eps)
-        return total, out
+        normed: tuple[Tensor, ...]
+        normed = _AddLayerNorm.apply(chosen, x, residual, weight, bias, eps, keep_sum)
+        return normed
     total, out = _room.operator(chosen)(x, residual, weight, bias, eps, keep_sum)
     return total, out
 
@@ -95,22 +101,26 @@ class _AddLayerNorm(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         eps: float,
-    ) -> tuple[Tensor, Tensor]:
-        keep_sum = residual is not None
-        total, out = _room.operator(implementation)(x, residual, weight, bias, eps, keep_sum)
-        ctx.save_for_backward(total if keep_sum else x, weight)
-        ctx.eps, ctx.keep_sum = eps, keep_sum
-        return total, out
+        keep_sum: bool,
+    ) -> tuple[Tensor, ...]:
+        added = residual is not None
+        total, out = _room.operator(implementation)(x, residual, weight, bias, eps, added)
+        ctx.save_for_backward(total if added else x, weight)
+        ctx.implementation, ctx.eps, ctx.added = implementation, eps, added
+        # A sum that nobody was given gets no gradient, which would be zeros to write and read.
+        return (total, out) if keep_sum else (out,)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_sum, grad_out = grads
+        grad_sum, grad_out = (None, *grads)[-2:]
         total, weight = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = reference.add_layernorm_backward(
-            grad_sum if ctx.keep_sum else None, grad_out, total, weight, ctx.eps
-        )
-        grad_residual = grad_x if ctx.keep_sum else None
-        return None, grad_x, grad_residual, grad_weight, grad_bias, None
+        backward = reference.add_layernorm_backward
+        if ctx.implementation == TRITON:
+            backward = _room.operator(TRITON, "add_layernorm_backward")
+            grad_sum = None if grad_sum is None else grad_sum.contiguous()
+            grad_out = grad_out.contiguous()
+        grad_x, *of_affine = backward(grad_sum, grad_out, total, weight, ctx.eps)
+        return None, grad_x, grad_x if ctx.added else None, *of_affine, None, None
 
 
 def _fake(
@@ -120,4 +130,12 @@ def _fake(
     return (torch.empty_like(x) if kept else x.new_empty(0)), torch.empty_like(x)
 
 
+def _fake_backward(
+    grad_sum: Tensor | None, grad_out: Tensor, total: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(total), torch.empty_like(weight), torch.empty_like(weight)
+
+
+register_triton("add_layernorm", "add_layernorm", "add_layernorm_backward")
 register_fake("add_layernorm", _fake)
+register_fake("add_layernorm_backward", _fake_backward)

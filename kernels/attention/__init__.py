@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_fake
-from blip_fast.kernels.attention import reference
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake, register_triton
+from blip_fast.kernels.attention import config, reference
 
-_room = Room("attention", native=(torch.float32, torch.bfloat16))
+_room = Room(
+    "attention",
+    native=(torch.float32, torch.bfloat16),
+    triton=(torch.float32, torch.bfloat16, torch.float16),
+)
 
 
 def attention(
@@ -56,7 +60,7 @@ def attention(
             f"offsets are {offsets.dtype} on {offsets.device}; they must be torch.int32 on qkv's "
             f"device, {qkv.device}"
         )
-    chosen = _room.choose(qkv)
+    chosen = _room.choose(qkv, obstacles={"triton": config.obstacle(qkv.shape[-1])})
     if chosen == REFERENCE:
         if offsets is None or max_length is None:
             return reference.dense_attention(qkv, causal)
@@ -116,3 +120,4 @@ def _fake_backward(
 
 register_fake("attention", _fake)
 register_fake("attention_backward", _fake_backward)
+register_triton("attention", "attention", "attention_backward")

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_everywhere, register_fake
+from blip_fast.kernels._ops import (
+    REFERENCE,
+    Room,
+    register_everywhere,
+    register_fake,
+    register_triton,
+)
 from blip_fast.kernels.contrastive import chunked, reference
 
-_room = Room("contrastive", chunked=(torch.float32, torch.bfloat16, torch.float16))
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_room = Room("contrastive", triton=_DTYPES, chunked=_DTYPES)
 
 
 def contrastive(
@@ -69,7 +76,7 @@ def contrastive(
 
 
 class _Contrastive(torch.autograd.Function):
-    """The gradient around an opaque forward; it keeps three numbers a row, no similarities."""
+    """The gradient around an opaque forward; it keeps five numbers a row, no similarities."""
 
     @staticmethod
     def forward(ctx: Any, implementation: str, *arguments: Any) -> Tensor:
@@ -97,7 +104,7 @@ def _fake(
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
     losses = features.new_empty(features.shape[0], dtype=torch.float32)
-    return losses, losses.new_empty(3, features.shape[0])
+    return losses, losses.new_empty(5, features.shape[0])
 
 
 def _fake_backward(
@@ -116,5 +123,6 @@ def _fake_backward(
 
 register_everywhere("contrastive", "chunked", chunked.contrastive)
 register_everywhere("contrastive_backward", "chunked", chunked.contrastive_backward)
+register_triton("contrastive", "contrastive", "contrastive_backward")
 register_fake("contrastive", _fake)
 register_fake("contrastive_backward", _fake_backward)

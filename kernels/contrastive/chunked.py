@@ -1,11 +1,14 @@
 """ITC with soft targets, a part of the bank at a time.
 
 Similarities exist for one part of the bank at once, those of the features and of the momentum
-features from one product. What both passes share is three numbers a row, the `statistics`:
+features from one product. What both passes share is five numbers a row, the `statistics`:
 
-    0  logsumexp of the features' similarities, divided by the temperature, as all here
-    1  logsumexp of the momentum features' similarities
-    2  how many entries of the bank are positives
+    0, 1  the largest similarity of the features and of the momentum features, divided by the
+          temperature, as all here
+    2, 3  the logarithm of the sum of powers of the similarities, each less the largest
+    4     how many entries of the bank are positives
+
+The first two pairs add to the logsumexps; apart, large similarities do not cost them their digits.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ def contrastive(
     bank_ids: Tensor,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """[B, E] against [Q, E] -> losses [B] and statistics [3, B], float32."""
+    """[B, E] against [Q, E] -> losses [B] and statistics [5, B], float32."""
     both = _scaled(features, momentum, temperature)
     rows = len(ids)
     # Of features and momentum features: the largest similarity so far and the sum of powers.
@@ -48,7 +51,8 @@ def contrastive(
         total = total * shrink + torch.cat([powers, weights.sum(1)])
     logsumexp = most + total.log()
     expected = alpha * soft / total[rows:] + (1 - alpha) * positive / count
-    return logsumexp[:rows] - expected, torch.cat([logsumexp, count]).view(3, rows)
+    statistics = torch.cat([most, total.log(), count]).view(5, rows)
+    return logsumexp[:rows] - expected, statistics
 
 
 def contrastive_backward(
@@ -68,7 +72,7 @@ def contrastive_backward(
     """
     both = _scaled(features, momentum, temperature)
     rows = len(ids)
-    logsumexp, count = statistics[:2].reshape(-1, 1), statistics[2, :, None]
+    logsumexp, count = (statistics[:2] + statistics[2:4]).view(-1, 1), statistics[4, :, None]
     towards = torch.zeros_like(both[:rows])  # sum of (softmax - y) * entry
     for entries, entry_ids in _parts(bank, bank_ids):
         student, teacher = (both @ entries.T).sub_(logsumexp).exp_().tensor_split(2)

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_fast.kernels import _ops
-from blip_fast.kernels._ops import REFERENCE, Room, register_fake
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake, register_triton
+from blip_fast.kernels.attention import config as widths
 from blip_fast.kernels.cross_attention import reference
 
-_room = Room("cross_attention", native=(torch.float32, torch.bfloat16))
+_room = Room(
+    "cross_attention",
+    native=(torch.float32, torch.bfloat16),
+    triton=(torch.float32, torch.bfloat16, torch.float16),
+)
 
 
 def cross_attention(
@@ -68,20 +72,18 @@ def choose(room: Room, q: Tensor, obstacle: str = "") -> str:
     """The implementation to run in a room of attention to memory.
 
     Args:
-        obstacle: what keeps the native code from this call beside q's device, dtype and width.
+        obstacle: what keeps the opaque ones from this call beside q's device, dtype and width.
 
     Raises:
         ValueError: where one was asked for by name that cannot run this call.
     """
-    chosen = room.choose(q)
     width = q.shape[-1]
-    if not obstacle and (width % 16 or not 0 < width <= 128):
-        obstacle = f"heads are {width} wide, not a multiple of 16 up to 128"
-    if chosen == REFERENCE or not obstacle:
-        return chosen
-    if room.name in _ops._forced:
-        raise ValueError(f"{room.name} cannot run {chosen!r}: {obstacle}")
-    return REFERENCE
+    native = "" if width % 16 == 0 and 0 < width <= 128 else "not a multiple of 16 up to 128"
+    obstacles = {
+        "native": obstacle or (native and f"heads are {width} wide, {native}"),
+        "triton": obstacle or widths.obstacle(width),
+    }
+    return room.choose(q, obstacles=obstacles)
 
 
 def dense_heads(pairs: Tensor) -> Tensor:
@@ -128,3 +130,4 @@ def _fake_backward(grad: Tensor, q: Tensor, memory: Tensor, *_: object) -> tuple
 
 register_fake("cross_attention", _fake)
 register_fake("cross_attention_backward", _fake_backward)
+register_triton("cross_attention", "cross_attention", "cross_attention_backward")

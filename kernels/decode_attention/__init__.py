@@ -9,11 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_fake
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake, register_triton
 from blip_fast.kernels.cross_attention import choose, dense_heads
 from blip_fast.kernels.decode_attention import reference
 
-_room = Room("decode_attention", native=(torch.float32, torch.bfloat16))
+_room = Room(
+    "decode_attention",
+    native=(torch.float32, torch.bfloat16),
+    triton=(torch.float32, torch.bfloat16, torch.float16),
+)
 
 
 def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tensor) -> Tensor:
@@ -99,3 +103,4 @@ def _fake(q: Tensor, *_: object) -> Tensor:
 
 register_fake("decode_attention", _fake)
 register_fake("decode_cross_attention", _fake)
+register_triton("decode_attention", "decode_attention", "decode_cross_attention")

@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_everywhere, register_fake
+from blip_fast.kernels._ops import (
+    REFERENCE,
+    Room,
+    register_everywhere,
+    register_fake,
+    register_triton,
+)
 from blip_fast.kernels.linear_cross_entropy import chunked, reference
 from blip_fast.kernels.linear_cross_entropy.reference import IGNORE
 
 __all__ = ["IGNORE", "linear_cross_entropy"]
 
-_room = Room("linear_cross_entropy", chunked=(torch.float32, torch.bfloat16, torch.float16))
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_room = Room("linear_cross_entropy", triton=_DTYPES, chunked=_DTYPES)
 
 
 def linear_cross_entropy(
@@ -120,5 +127,6 @@ register_everywhere("linear_cross_entropy", "chunked", chunked.linear_cross_entr
 register_everywhere(
     "linear_cross_entropy_backward", "chunked", chunked.linear_cross_entropy_backward
 )
+register_triton("linear_cross_entropy", "linear_cross_entropy", "linear_cross_entropy_backward")
 register_fake("linear_cross_entropy", _fake)
 register_fake("linear_cross_entropy_backward", _fake_backward)

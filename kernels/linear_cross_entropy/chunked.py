@@ -23,14 +23,14 @@ def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """[T, K] -> losses [T] float32, 0 where ignored, and logsumexp of the logits [T] float32."""
-    _check(targets, weight.shape[0])
+    check_targets(targets, weight.shape[0])
     vocabulary = weight.shape[0]
     losses, logsumexps = (hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
-    for t in _blocks(hidden.shape[0], TOKENS):
+    for t in blocks(hidden.shape[0], TOKENS):
         # Finite, so that a block of -inf alone changes nothing.
         most = losses.new_full((len(targets[t]),), torch.finfo(torch.float32).min)
         total, at_target, below = (torch.zeros_like(most) for _ in range(3))
-        for v in _blocks(vocabulary, VOCABULARY):
+        for v in blocks(vocabulary, VOCABULARY):
             logits = F.linear(hidden[t], weight[v], bias[v]).float()
             inside, place = _place(targets[t], v)
             at_target = torch.where(inside, logits.gather(1, place)[:, 0], at_target)
@@ -65,10 +65,10 @@ def linear_cross_entropy_backward(
     grad = grad.float().masked_fill(targets == IGNORE, 0)
     grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-    token_blocks = list(_blocks(hidden.shape[0], TOKENS)) or [slice(0, 0)]
+    token_blocks = list(blocks(hidden.shape[0], TOKENS)) or [slice(0, 0)]
     several = len(token_blocks) > 1
     sums = torch.empty_like(weight[:VOCABULARY], dtype=torch.float32) if several else grad_weight
-    for v in _blocks(vocabulary, VOCABULARY):
+    for v in blocks(vocabulary, VOCABULARY):
         of_weight = sums[: v.stop - v.start].zero_() if several else grad_weight[v]
         of_bias = torch.zeros_like(bias[v], dtype=torch.float32)
         for t in token_blocks:
@@ -92,7 +92,7 @@ def linear_cross_entropy_backward(
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-def _blocks(length: int, size: int) -> Iterator[slice]:
+def blocks(length: int, size: int) -> Iterator[slice]:
     return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
 
 
@@ -103,7 +103,7 @@ def _place(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     return inside, place.clamp(0, block.stop - block.start - 1)[:, None]
 
 
-def _check(targets: Tensor, vocabulary: int) -> None:
+def check_targets(targets: Tensor, vocabulary: int) -> None:
     """Refuse targets that are no tokens, without waiting for a device."""
     known = (targets == IGNORE) | ((targets >= 0) & (targets < vocabulary))
     torch._assert_async(known.all(), f"a target is neither in 0..{vocabulary - 1} nor {IGNORE}")

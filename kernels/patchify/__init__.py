@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_fake
+from blip_fast.kernels._ops import REFERENCE, Room, register_fake, register_triton
 from blip_fast.kernels.patchify import reference
 
-_room = Room("patchify", native=(torch.uint8,))
+_room = Room("patchify", native=(torch.uint8,), triton=(torch.uint8,))
+_OPAQUE = ("native", "triton")
 _RESULTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,7 +44,7 @@ def patchify(
         raise ValueError(
             f"images of {height} x {width} pixels do not divide into patches of {patch_size}"
         )
-    chosen = _room.choose(images, order=("native",) if dtype in _RESULTS else ())
+    chosen = _room.choose(images, order=_OPAQUE if dtype in _RESULTS else ())
     if chosen == REFERENCE:
         return reference.patchify(images, patch_size, mean, std, dtype)
     patches: Tensor = _room.operator(chosen)(images.contiguous(), patch_size, mean, std, dtype)
@@ -58,4 +59,5 @@ def _fake(
     return images.new_empty(patches, channels * patch_size**2, dtype=dtype)
 
 
+register_triton("patchify")
 register_fake("patchify", _fake)

@@ -11,10 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from blip_fast.kernels._ops import REFERENCE, Room, register_fake
+from blip_fast.kernels._ops import REFERENCE, TRITON, Room, register_fake, register_triton
 from blip_fast.kernels.sample import reference
 
-_room = Room("sample", native=(torch.float32,))
+_room = Room("sample", native=(torch.float32,), triton=(torch.float32,))
 
 
 def penalise(
@@ -39,8 +39,11 @@ def penalise(
     Returns:
         [B, V] float32; -inf where a token is forbidden. `scores` itself where nothing is asked.
     """
-    _room.choose(scores)
-    return reference.penalise(scores, tokens, lengths, repetition_penalty, min_length, end_id)
+    arguments = (scores, tokens, lengths, repetition_penalty, min_length, end_id)
+    if _room.choose(scores) != TRITON or (repetition_penalty == 1 and min_length <= 0):
+        return reference.penalise(*arguments)
+    changed: Tensor = _room.operator(TRITON, "penalise")(*arguments)
+    return changed
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -117,5 +120,18 @@ def _fake_beam_step(log_probs: Tensor, scores: Tensor, keep: int) -> tuple[Tenso
     return best, beam, token
 
 
+def _fake_penalise(
+    scores: Tensor,
+    tokens: Tensor,
+    lengths: Tensor,
+    repetition_penalty: float,
+    min_length: int,
+    end_id: int,
+) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+register_triton("sample", "sample", "beam_step", "penalise")
+register_fake("penalise", _fake_penalise)
 register_fake("sample", _fake_sample)
 register_fake("beam_step", _fake_beam_step)

@@ -75,21 +75,26 @@ class Run:
 
 
 def runs(room: str, every_isa: bool = True) -> list[Run]:
-    """Every implementation of a room; the compiled one once for each instruction set, or once."""
+    """Every implementation for the CPU; the compiled one once for each instruction set, or once.
+
+    Where Triton is interpreted, or there is a GPU, that one has a gate of its own, of small cases:
+    `tests/kernels/triton`.
+    """
     isas = (*ISAS, *TILES) if room in TILED_ROOMS else ISAS
     return [
         Run(room, name, isa)
         for name in _ops._rooms[room].implementations
         for isa in (isas if name == "native" and every_isa else ("",))
+        if name != _ops.TRITON
     ]
 
 
 @contextmanager
 def forced(run: Run) -> Iterator[None]:
     """Run this and nothing else inside a `with`; skip the test where this machine cannot."""
-    room, cpu = _ops._rooms[run.room], torch.device("cpu")
+    room, device = _ops._rooms[run.room], torch.get_default_device()
     dtypes = room._dtypes.get(run.implementation, ())
-    obstacles = [room._obstacle(run.implementation, cpu, dtype) for dtype in dtypes]
+    obstacles = [room._obstacle(run.implementation, device, dtype) for dtype in dtypes]
     if obstacles and all(obstacles):  # not this dtype or that: none
         pytest.skip(f"{run}: {obstacles[0]}")
     with kernels.use(run.implementation, run.room), forced_isa(run.isa):
@@ -268,7 +273,7 @@ def _gradients(
         for name, t in case.tensors.items()
     }
     results = outputs(call(*leaves.values()))
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     ends = [out for out in results if out.requires_grad]
     cotangents = [
         torch.randn(out.shape, generator=generator).to(case.dtype).to(out.dtype) for out in ends
@@ -310,17 +315,20 @@ class Gate:
             one row, zero rows, extreme values, every dtype, and one case large enough for threads.
         few: names of the cases that are also compiled and given to `opcheck`, which is slow;
             the first alone where none are named.
+        implementations: those to judge; all that are for the CPU where none are named.
     """
 
     room: ClassVar[str]
     cases: ClassVar[dict[str, Callable[[], Case]]]
     few: ClassVar[tuple[str, ...]] = ()
+    implementations: ClassVar[tuple[str, ...]] = ()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "run" not in metafunc.fixturenames:  # a test that the room adds
             return
         slow = metafunc.function.__name__ in ("test_compiled", "test_operators")
-        metafunc.parametrize("run", runs(self.room, every_isa=not slow), ids=str)
+        named = [Run(self.room, name) for name in self.implementations]
+        metafunc.parametrize("run", named or runs(self.room, every_isa=not slow), ids=str)
         some = self.few or tuple(self.cases)[:1]
         metafunc.parametrize("name", some if slow else tuple(self.cases))
 

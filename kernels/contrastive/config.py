@@ -1,0 +1,44 @@
+"""Launch choices of the Triton kernels. None was measured on a GPU yet; each says what it rests on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# A tile of similarities, 32 rows (a batch of 32 on each GPU is BLIP's) by 64 entries of the bank,
+# those of the features and of the momentum features from one read of the entries. A step through
+# the features takes 128 bytes of each row. By bytes of an element: fp32 runs on the ordinary units,
+# where a backward tile of 64 entries does not fit the registers.
+FORWARD: dict[int, dict[str, Any]] = {
+    2: {"ROWS": 32, "ENTRIES": 64, "STEP": 64, "num_warps": 4, "num_stages": 3},
+    4: {"ROWS": 32, "ENTRIES": 64, "STEP": 32, "num_warps": 4, "num_stages": 3},
+}
+BACKWARD: dict[int, dict[str, Any]] = {
+    2: {"ROWS": 32, "ENTRIES": 64, "STEP": 64, "num_warps": 8, "num_stages": 2},
+    4: {"ROWS": 32, "ENTRIES": 32, "STEP": 32, "num_warps": 8, "num_stages": 2},
+}
+
+# Entries that a program of the forward pass reduces: 57,632 of them make 226 programs for 32 rows.
+# It does not follow the number of rows, so that a row's loss does not depend on its neighbours.
+ENTRIES_OF_PART = 256
+
+# The second stage merges the programs' partial results of 16 rows, 64 programs at a time.
+MERGE = {"ROWS": 16, "PARTS": 64}
+
+# Feature columns whose gradient a program sums; wider features are served by several programs, each
+# of which makes the similarities anew. BLIP's features have 256.
+COLUMNS = 256
+
+# Programs of the backward pass on each SM, which share the bank; together they hold 35 MB of partial
+# gradients on an H200, whatever the batch is.
+PROGRAMS_PER_SM = 2
+REDUCE_ROWS = 8
+
+
+def backward_parts(device: torch.device, row_programs: int, tiles: int) -> int:
+    """Into how many parts the bank goes for the backward pass."""
+    if device.type != "cuda":  # the interpreter: two, so that there is something to sum
+        return min(2, tiles)
+    programs = PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
+    return min(tiles, max(1, programs // row_programs))

@@ -1,0 +1,34 @@
+"""Launch choices of the Triton kernels. None was measured on a GPU yet; each says what it rests on.
+
+The room is bound by memory: at 128 images a step reads 226 MB a layer in bf16 and computes next to
+nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Attention to memory: 16 sequences of an image at once, the least that matrix units take: beams and
+# samples are seldom more. 64 keys and values of 64 are 16 KB; with three stages a program has 32 KB
+# of loads under way, and an SM several programs.
+MEMORY = {"ROWS": 16, "KEYS": 64, "num_warps": 4, "num_stages": 3}
+MEMORY_EXACT = {"ROWS": 16, "KEYS": 16, "num_warps": 4, "num_stages": 1}
+# Keys that a program takes. By the memory's length alone, never by the number of images, so that
+# the order of sums does not depend on the batch: 577 keys are 3 programs, whose results a second
+# kernel merges; its traffic is 3% of the memory's.
+SPLIT_KEYS = 256
+# Indices that are compared at once, when a program looks for its image's sequences.
+CHUNK = 128
+
+# Attention to the past: a program is one sequence and head.
+PAST = {"POSITIONS": 32, "num_warps": 2, "num_stages": 2}
+
+
+def memory(dtype: torch.dtype) -> dict[str, int]:
+    """Tiles, warps and stages of attention to memory."""
+    return MEMORY_EXACT if dtype == torch.float32 else MEMORY
+
+
+def splits(keys: int) -> int:
+    """Into how many parts a memory of so many keys is split."""
+    return -(-keys // SPLIT_KEYS)

@@ -1,0 +1,70 @@
+"""`make gpu` as far as it can be seen without a GPU: its plan, and its races on tiny problems."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip_fast.cli.bench import import_bench
+
+import_bench()
+gpu, races = (import_module(f"bench.{n}") for n in ("gpu", "gpu_races"))
+
+
+def test_the_plan_fits_into_nine_minutes_and_names_every_room(tmp_path: Path) -> None:
+    planned = gpu.steps("cuda", tmp_path / "rows.csv", small=False)
+    assert sum(step.seconds for step in planned) <= gpu.LIMIT < 9 * 60
+    gate = next(step for step in planned if step.name == "gate")
+    files = {Path(command[-1]).name for command in gate.commands}
+    folder = Path(__file__).parents[1] / "kernels" / "triton"
+    assert files == {path.name for path in folder.glob("test_*.py")}
+
+
+def test_races_run_and_tell_what_is_absent(tmp_path: Path) -> None:
+    races.run(races.SMALL, torch.device("cpu"), 0.0, tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["% of probe"] for row in rows[:2]] == ["100.0", "100.0"]
+    cases = {row["case"] for row in rows if row["contender"] == races.OURS}
+    assert len(cases) == 12
+    for row in rows[2:]:
+        assert bool(row["median ms"]) != bool(row["note"]), row
+    notes = {row["contender"]: row["note"] for row in rows if row["note"]}
+    assert "flash_attn" in notes["flash-attn"]
+    assert "GPU only" in notes["FlexAttention"]
+
+
+def test_a_peer_that_answers_wrongly_is_an_error() -> None:
+    q = torch.randn(3)
+    wrong = {"wrong": lambda: lambda: q + 1}
+    entry = races.entry("a case", lambda: q, wrong, 1.0, "byte", lambda f: f)
+    with pytest.raises(ValueError, match="wrong differs"):
+        races.race(entry.case, 0.0)
+
+
+def test_steps_are_judged_and_stopped(tmp_path: Path) -> None:
+    good, bad = ["true"], ["false"]
+    assert gpu.run(gpu.Step("good", [good, good], 60.0), tmp_path, 60.0).passed
+    outcome = gpu.run(gpu.Step("bad", [good, bad], 60.0), tmp_path, 60.0)
+    assert not outcome.passed and outcome.note == "bad_1 ends with 1"
+    outcome = gpu.run(gpu.Step("endless", [["cat", "/dev/zero"]], 0.1), tmp_path, 60.0)
+    assert not outcome.passed and "stopped" in outcome.note
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU here"):
+        gpu.main(["--out", str(tmp_path)])
+
+
+def test_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(gpu, "run", lambda step, *_: gpu.Outcome(step.name, True, 0.0, ""))
+    assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    assert "gate: " in capsys.readouterr().out
+    (summary,) = tmp_path.glob("gpu_*.json")
+    assert json.loads(summary.read_text())["steps"][0]["name"] == "races"
