@@ -81,7 +81,10 @@ class MED(nn.Module):
 
     def see(self, images: Tensor) -> ImageMemory:
         """Images [N, 3, S, S], uint8 or normalised, to their memory; without gradients."""
-        tokens = self.vision(images)
+        return self.memory_of(self.vision(images))
+
+    def memory_of(self, tokens: Tensor) -> ImageMemory:
+        """Image tokens [N, S, W], as `vision` makes them, to their memory; without gradients."""
         return ImageMemory(
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,
@@ -104,8 +107,8 @@ class MED(nn.Module):
 
     def text_feature(self, text: PackedText) -> Tensor:
         """Texts beginning with [CLS] to normalised ITC features [N, E] in float32."""
-        states = self.text_encoder(text.ids, text.positions, PackedPast(text, causal=False))
-        return F.normalize(self.text_proj(_first(states, text)).float(), dim=-1)
+        states = self.text_encoder.first_states(text)
+        return F.normalize(self.text_proj(states).float(), dim=-1)
 
     def ground(self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor) -> Tensor:
         """States [T, W] of texts beginning with [ENC], each reading the image it points at.
@@ -121,7 +124,7 @@ class MED(nn.Module):
         self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
     ) -> Tensor:
         """ITM logits [N, 2] in float32; index 1 is a match."""
-        return self.itm_head(_first(self.ground(text, memory, index), text)).float()
+        return self.itm_head(self._ground_firsts(text, memory, index)).float()
 
     def compare_logits(
         self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
@@ -138,7 +141,14 @@ class MED(nn.Module):
             raise ValueError(
                 f"index is {tuple(index.shape)} for {len(text)} texts; NLVR2 needs (2, {len(text)})"
             )
-        return self.classifier(_first(self.ground(text, memory, index), text)).float()
+        return self.classifier(self._ground_firsts(text, memory, index)).float()
+
+    def _ground_firsts(
+        self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
+    ) -> Tensor:
+        """States [N, W] at each text's position 0."""
+        grounding = PackedMemory(memory.pairs, index, text.offsets)
+        return self.text_encoder.first_states(text, grounding)
 
     def ask(self, questions: PackedText, memory: ImageMemory, index: Tensor) -> QuestionMemory:
         """Questions beginning with [ENC] to the memory that their answers are grounded in;
@@ -197,11 +207,6 @@ class MED(nn.Module):
         # State t predicts token t + 1; the last state of a text predicts nothing.
         targets = text.ids.masked_fill(text.positions == 0, IGNORE).roll(-1)
         return self.lm_head.losses(states, word, targets, label_smoothing).roll(1)
-
-
-def _first(states: Tensor, text: PackedText) -> Tensor:
-    """The states [N, W] at each text's position 0."""
-    return states[text.offsets[:-1].long()]
 
 
 def initialise(model: MED, seed: int) -> None:

@@ -6,7 +6,7 @@ texts all at once, or one new token of each live sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -101,6 +101,13 @@ class PackedMemory:
         sides = [self.index] if self.index.ndim == 1 else list(self.index)
         pairs = self.pairs[layer * len(sides) + branch]
         return kernels.cross_attention(q, pairs, self.offsets, sides[branch], self.key_lengths)
+
+    def of_firsts(self) -> PackedMemory:
+        """The same for one token of each text."""
+        offsets = torch.arange(
+            len(self.offsets), dtype=self.offsets.dtype, device=self.offsets.device
+        )
+        return replace(self, offsets=offsets)
 
 
 @dataclass(frozen=True)

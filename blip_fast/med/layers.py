@@ -93,9 +93,11 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
 
-    def forward(self, x: Tensor, past: Past, layer: int) -> Tensor:
+    def forward(self, x: Tensor, past: Past, layer: int, rows: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width))
         seen = past.attend(qkv, layer)
+        if rows is not None:
+            seen, x = seen[rows], x[rows]
         return self.norm.of_sum(self.dropout(self.proj(seen.flatten(1))), x)
 
 

@@ -13,7 +13,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from blip_fast.config import TextConfig
-from blip_fast.med.context import Memory, Past
+from blip_fast.med.context import Memory, PackedMemory, PackedPast, Past
 from blip_fast.med.layers import (
     CrossAttention,
     FeedForward,
@@ -21,6 +21,7 @@ from blip_fast.med.layers import (
     TextEmbeddings,
     TwinCrossAttention,
 )
+from blip_fast.text import PackedText
 
 
 class TextLayer(nn.Module):
@@ -37,8 +38,17 @@ class TextLayer(nn.Module):
             self.cross_attention = CrossAttention(config, memory_width)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, past: Past, memory: Memory | None) -> Tensor:
-        x = self.self_attention(x, past, layer)
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        past: Past,
+        memory: Memory | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """[T, W] -> [T, W], or [R, W] where the states of `rows` [R] alone are wanted: after the
+        self-attention they need nothing of the others. `memory` is then that of those rows."""
+        x = self.self_attention(x, past, layer, rows)
         if memory is not None:
             x = self.cross_attention(x, memory, layer)
         return self.mlp(x)
@@ -62,6 +72,22 @@ class TextTransformer(nn.Module):
         x = self.embeddings(ids, positions)
         for number, layer in enumerate(self.layers):
             x = layer(x, number, past, memory)
+        return x
+
+    def first_states(self, text: PackedText, memory: PackedMemory | None = None) -> Tensor:
+        """[N, W] states of the last layer at each text's position 0, in both directions.
+
+        The last layer computes them alone: nothing reads what it says of the other tokens.
+        """
+        past = PackedPast(text, causal=False)
+        x = self.embeddings(text.ids, text.positions)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            if number < last:
+                x = layer(x, number, past, memory)
+            else:
+                firsts = None if memory is None else memory.of_firsts()
+                x = layer(x, number, past, firsts, rows=text.offsets[:-1].long())
         return x
 
     @property

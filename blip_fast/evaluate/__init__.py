@@ -1,0 +1,1 @@
+"""How good results are: the measures that papers report."""
