@@ -22,11 +22,15 @@ from blip_fast.cli import (
     match,
     report,
     scenes,
+    search,
     train,
 )
 from blip_fast.cli.common import modern_spelling
 
-_VERBS = (caption, match, answer, embed, capfilt, scenes, train, report, convert, info, bench, demo)
+_VERBS = (
+    caption, match, answer, embed, search, capfilt, scenes, train, report, convert, info, bench,
+    demo,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 
 from blip_fast.cli import common
 from blip_fast.cli.tally import Tally
-from blip_fast.data import displayable, replacing
+from blip_fast.data import displayable
+from blip_fast.data.index import write_index
 from blip_fast.tasks.model import Blip
 
 
@@ -21,7 +22,8 @@ def add_parser(subparsers: Any) -> None:
         "Write the normalised ITC features of pictures.",
         "NAME.npy holds one float32 row for each picture, NaN where it could not be read; "
         "NAME.parquet says which picture a row is, and its status. With --texts, "
-        "NAME_texts.npy and NAME_texts.parquet hold the same of the texts.",
+        "NAME_texts.npy and NAME_texts.parquet hold the same of the texts. "
+        "`blip-fast search` reads both.",
     )
     common.add_inputs(parser)
     parser.add_argument("--output", type=Path, metavar="NAME.npy", help="the features' file")
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
             status, error = picture.status.value, picture.error
             rows.append({"path": one.name, "status": status, "error_message": error})
     if args.output is not None:
-        _write(args.output, features, rows, ("path", "status", "error_message"))
+        columns = ("path", "status", "error_message")
+        write_index(args.output, features, rows, columns, _facts(model))
     if texts:
         _write_texts(args.output, model, texts)
     return tally.report("embedded")
@@ -76,19 +79,9 @@ def run(args: argparse.Namespace) -> int:
 def _write_texts(output: Path, model: Blip, texts: list[str]) -> None:
     features = model.embed_texts(texts).numpy()
     path = output.with_name(f"{output.stem}_texts.npy")
-    _write(path, features, [{"text": text} for text in texts], ("text",))
+    write_index(path, features, [{"text": text} for text in texts], ("text",), _facts(model))
 
 
-def _write(
-    path: Path, features: np.ndarray, rows: list[dict[str, str]], columns: tuple[str, ...]
-) -> None:
-    """The features, then the table that says what they are; row n of one is row n of the other."""
-    import pyarrow as pa
-
-    from blip_fast.data.table import write_table
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, features)
-    schema = pa.schema([(column, pa.string()) for column in columns])
-    write_table(path.with_suffix(".parquet"), rows, schema)
+def _facts(model: Blip) -> dict[str, Any]:
+    """By whom a search asks to be answered: features of two models cannot be compared."""
+    return {"model": model.source, "sha256": model.sha256, "image_size": model.image_size}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ _TOKENS_PER_CALL = 4096
 
 def over_pairs(
     compute: Callable[[PackedText, Tensor], Tensor],
-    texts: PackedText | Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int]],
     memory_rows: Tensor,
     text_rows: Tensor,
 ) -> Tensor:
@@ -25,32 +24,29 @@ def over_pairs(
 
     Args:
         compute: packed texts of some pairs and the memory row of each [P'] to results [P', ...].
-        texts: on the host; or the token ids of each.
+        sequences: the token ids of every text.
         memory_rows, text_rows: [P] int64 on the host, the pairs.
 
     Returns:
         [P, ...], in the order given.
     """
-    packed = texts if isinstance(texts, PackedText) else pack(texts)
-    order = torch.argsort(memory_rows * (len(packed) + 1) + text_rows, stable=True)
+    device = memory_rows.device
+    order = torch.argsort(memory_rows * (len(sequences) + 1) + text_rows, stable=True)
     results = []
-    for part in _parts(order, packed.lengths[text_rows[order]].tolist()):
-        some = packed.take(text_rows[part])
-        # The longest of these, which may be far from the longest of all.
-        some = replace(some, max_length=int(some.lengths.max()))
-        results.append(compute(some, memory_rows[part]))
+    for part in _parts(order, text_rows, sequences):
+        text = pack([sequences[row] for row in text_rows[part].tolist()])
+        results.append(compute(text, memory_rows[part]))
     joined = torch.cat(results)
     back = torch.empty_like(order)
-    back[order] = torch.arange(len(order))
+    back[order] = torch.arange(len(order), device=device)
     return joined[back.to(joined.device)]
 
 
-def _parts(order: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:
-    """Consecutive slices of `order` of at most `_TOKENS_PER_CALL` tokens, or one pair.
-
-    Args:
-        lengths: tokens of the pairs of `order`.
-    """
+def _parts(
+    order: Tensor, text_rows: Tensor, sequences: Sequence[Sequence[int]]
+) -> Iterator[Tensor]:
+    """Consecutive slices of `order` of at most `_TOKENS_PER_CALL` tokens, or one pair."""
+    lengths = torch.tensor([len(s) for s in sequences])[text_rows[order]].tolist()
     start = tokens = 0
     for stop, length in enumerate(lengths):
         if tokens + length > _TOKENS_PER_CALL and stop > start:

@@ -1,1 +1,0 @@
-"""How good results are: the measures that papers report."""

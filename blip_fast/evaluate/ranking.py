@@ -1,35 +1,35 @@
-"""Recall of retrieval, as BLIP and those before it report it."""
+"""Recall of rankings, as BLIP's retrieval tables have it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
+from blip_fast.tasks.retrieve import Ranking
 
-from blip_fast.tasks.nearest import Ranking
+DEPTHS = (1, 5, 10)
 
 
 def recall(
-    ranking: Ranking, relevant: Sequence[Collection[int]], ks: Sequence[int] = (1, 5, 10)
+    ranking: Ranking, truth: Sequence[Collection[int]], depths: Sequence[int] = DEPTHS
 ) -> dict[int, float]:
-    """The share of queries with a right answer among their first k.
-
-    An image of COCO has five right texts, of which any counts.
+    """R@k: the share of queries with a right candidate among their k best.
 
     Args:
-        relevant: for each query the places that are right.
+        truth: for each query the places that are right; queries with none do not count.
 
     Returns:
-        k to a share from 0 to 1.
+        depth to share; the mean of several depths and both directions is BLIP's `r_mean`.
 
     Raises:
-        ValueError: where there are no queries, or another number of answers.
+        ValueError: where there are not as many truths as queries, or none that counts.
     """
-    if len(relevant) != len(ranking):
-        raise ValueError(f"{len(ranking)} queries are ranked and {len(relevant)} have answers")
-    if not len(ranking):
-        raise ValueError("there are no queries; the recall of none is no number")
-    rows = zip(ranking.places, relevant, strict=True)
-    right = [torch.isin(places, torch.tensor(list(wanted))) for places, wanted in rows]
-    hits = torch.stack(right)
-    return {k: hits[:, :k].any(dim=1).double().mean().item() for k in ks}
+    if len(truth) != len(ranking.places):
+        raise ValueError(f"there are {len(truth)} truths for {len(ranking.places)} queries")
+    rows = ranking.places.tolist()
+    counted = [(row, set(right)) for row, right in zip(rows, truth, strict=True) if right]
+    if not counted:
+        raise ValueError("no query has a right candidate; give at least one")
+    return {
+        k: sum(not right.isdisjoint(row[:k]) for row, right in counted) / len(counted)
+        for k in depths
+    }

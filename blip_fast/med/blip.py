@@ -84,7 +84,7 @@ class MED(nn.Module):
         return self.memory_of(self.vision(images))
 
     def memory_of(self, tokens: Tensor) -> ImageMemory:
-        """Image tokens [N, S, W], as `vision` makes them, to their memory; without gradients."""
+        """Image tokens [N, S, W] to their memory; without gradients."""
         return ImageMemory(
             pairs=project_memory(self._reader, tokens),
             feature=self.image_feature(tokens) if self.config.has_matching else None,
@@ -107,8 +107,7 @@ class MED(nn.Module):
 
     def text_feature(self, text: PackedText) -> Tensor:
         """Texts beginning with [CLS] to normalised ITC features [N, E] in float32."""
-        states = self.text_encoder.first_states(text)
-        return F.normalize(self.text_proj(states).float(), dim=-1)
+        return F.normalize(self.text_proj(self.text_encoder.first(text)).float(), dim=-1)
 
     def ground(self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor) -> Tensor:
         """States [T, W] of texts beginning with [ENC], each reading the image it points at.
@@ -124,7 +123,7 @@ class MED(nn.Module):
         self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
     ) -> Tensor:
         """ITM logits [N, 2] in float32; index 1 is a match."""
-        return self.itm_head(self._ground_firsts(text, memory, index)).float()
+        return self.itm_head(self._ground_first(text, memory, index)).float()
 
     def compare_logits(
         self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
@@ -141,14 +140,13 @@ class MED(nn.Module):
             raise ValueError(
                 f"index is {tuple(index.shape)} for {len(text)} texts; NLVR2 needs (2, {len(text)})"
             )
-        return self.classifier(self._ground_firsts(text, memory, index)).float()
+        return self.classifier(self._ground_first(text, memory, index)).float()
 
-    def _ground_firsts(
+    def _ground_first(
         self, text: PackedText, memory: ImageMemory | LiveMemory, index: Tensor
     ) -> Tensor:
-        """States [N, W] at each text's position 0."""
-        grounding = PackedMemory(memory.pairs, index, text.offsets)
-        return self.text_encoder.first_states(text, grounding)
+        """As `ground`, the state [N, W] of each text's first token."""
+        return self.text_encoder.first(text, PackedMemory(memory.pairs, index, text.offsets))
 
     def ask(self, questions: PackedText, memory: ImageMemory, index: Tensor) -> QuestionMemory:
         """Questions beginning with [ENC] to the memory that their answers are grounded in;

@@ -102,8 +102,8 @@ class PackedMemory:
         pairs = self.pairs[layer * len(sides) + branch]
         return kernels.cross_attention(q, pairs, self.offsets, sides[branch], self.key_lengths)
 
-    def of_firsts(self) -> PackedMemory:
-        """The same for one token of each text."""
+    def of_one_token_each(self) -> PackedMemory:
+        """The same memories for texts of which one token each is left."""
         offsets = torch.arange(
             len(self.offsets), dtype=self.offsets.dtype, device=self.offsets.device
         )

@@ -94,6 +94,7 @@ class SelfAttention(nn.Module):
         self.norm = LayerNorm(config.width, config.layer_norm_eps)
 
     def forward(self, x: Tensor, past: Past, layer: int, rows: Tensor | None = None) -> Tensor:
+        """[T, W] -> [T, W]; of `rows` [N] alone, where they are given, which all others see."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width))
         seen = past.attend(qkv, layer)
         if rows is not None:

@@ -46,8 +46,7 @@ class TextLayer(nn.Module):
         memory: Memory | None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """[T, W] -> [T, W], or [R, W] where the states of `rows` [R] alone are wanted: after the
-        self-attention they need nothing of the others. `memory` is then that of those rows."""
+        """[T, W] -> [T, W], or where `rows` [N] are given the states of those tokens alone."""
         x = self.self_attention(x, past, layer, rows)
         if memory is not None:
             x = self.cross_attention(x, memory, layer)
@@ -74,20 +73,18 @@ class TextTransformer(nn.Module):
             x = layer(x, number, past, memory)
         return x
 
-    def first_states(self, text: PackedText, memory: PackedMemory | None = None) -> Tensor:
-        """[N, W] states of the last layer at each text's position 0, in both directions.
-
-        The last layer computes them alone: nothing reads what it says of the other tokens.
-        """
-        past = PackedPast(text, causal=False)
+    def first(self, text: PackedText, memory: PackedMemory | None = None) -> Tensor:
+        """Packed texts, seen in both directions, to the last layer's state of each one's first
+        token [N, W]. Of the last layer's other tokens nothing is computed but what it looks at."""
         x = self.embeddings(text.ids, text.positions)
+        past = PackedPast(text, causal=False)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             if number < last:
                 x = layer(x, number, past, memory)
             else:
-                firsts = None if memory is None else memory.of_firsts()
-                x = layer(x, number, past, firsts, rows=text.offsets[:-1].long())
+                alone = None if memory is None else memory.of_one_token_each()
+                x = layer(x, number, past, alone, text.offsets[:-1].long())
         return x
 
     @property

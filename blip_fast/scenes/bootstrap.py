@@ -20,7 +20,15 @@ from blip_fast.config import BlipConfig
 from blip_fast.data import replacing
 from blip_fast.med.blip import MED, initialise
 from blip_fast.med.vision import VisionTransformer
-from blip_fast.scenes.labels import ATTRIBUTES, CLASSES, IGNORE, Labels, label, trained_pairs
+from blip_fast.scenes.labels import (
+    ATTRIBUTES,
+    CELLS,
+    CLASSES,
+    IGNORE,
+    Labels,
+    label,
+    trained_pairs,
+)
 from blip_fast.scenes.render import render_many
 from blip_fast.scenes.world import (
     BACKGROUNDS,
@@ -57,14 +65,18 @@ class BootstrapOptions:
 class Probes(nn.Module):
     """Linear readers of image tokens, thrown away after the training.
 
-    A cell is read from the mean of the patches in it. The class token, which will speak for the
-    whole picture in ITC, tells how many things there are, which pairs of colour and shape are
-    among them, and the background.
+    A cell is read from the mean of the patches in it. Every patch tells in which cell it lies:
+    otherwise no token would have to carry its place, and texts could never learn where things
+    are. The class token, which will speak for the whole picture in ITC, tells how many things
+    there are, which pairs of colour and shape are among them, which cells are taken, and the
+    background.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.cell = nn.Linear(width, CLASSES)
+        self.place = nn.Linear(width, CELLS)
+        self.taken = nn.Linear(width, CELLS)
         self.pairs = nn.Linear(width, len(COLOURS) * len(SHAPES))
         self.number = nn.Linear(width, MAX_THINGS + 1)
         self.background = nn.Linear(width, len(BACKGROUNDS))
@@ -77,6 +89,13 @@ class Probes(nn.Module):
         parts = self.cell(cells).split(list(ATTRIBUTES.values()), dim=-1)
         return dict(zip(ATTRIBUTES, parts, strict=True))
 
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, G * G, CELLS] of where each patch lies, and the truth [G * G]."""
+        logits: Tensor = self.place(tokens[:, 1:])
+        side = round(logits.shape[1] ** 0.5)
+        lines = torch.arange(side) * GRID // side
+        return logits, (lines[:, None] * GRID + lines).flatten()
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -85,11 +104,13 @@ class Reading:
     Attributes:
         cells: of things whose attribute is right, by attribute; "empty": of empty cells.
         pairs: of scenes whose pairs of colour and shape are all right, and no other is named.
+        places: of patches that know in which cell they lie.
         number, background: of scenes of which they are right.
     """
 
     cells: dict[str, float]
     pairs: float
+    places: float
     number: float
     background: float
 
@@ -157,9 +178,11 @@ def read(
     known = trained_pairs() if split == "seen" else ~trained_pairs()
     whole = tokens[:, 0]
     pairs = ((probes.pairs(whole) > 0) == (labels.pairs > 0))[:, known].all(dim=1)
+    places, truth = probes.places(tokens)
     return Reading(
         cells=shares,
         pairs=pairs.float().mean().item(),
+        places=(places.argmax(-1) == truth).float().mean().item(),
         number=(probes.number(whole).argmax(1) == labels.number).float().mean().item(),
         background=(probes.background(whole).argmax(1) == labels.background).float().mean().item(),
     )
@@ -196,6 +219,10 @@ def _loss(probes: Probes, tokens: Tensor, labels: Labels) -> Tensor:
         probes.pairs(whole)[:, known], labels.pairs[:, known], reduction="none"
     )
     loss = loss + _WEIGHT_OF_PAIRS * pairs.sum(dim=1).mean()
+    taken = (labels.cells["colour"] != IGNORE).float()
+    loss = loss + F.binary_cross_entropy_with_logits(probes.taken(whole), taken)
+    places, truth = probes.places(tokens)
+    loss = loss + F.cross_entropy(places.transpose(1, 2), truth.expand(len(places), -1))
     for name, logits in probes.cells(tokens).items():
         weight = torch.ones(logits.shape[-1])
         if name == "shape":

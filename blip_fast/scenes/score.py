@@ -7,8 +7,9 @@ has, and of those it never has. The same model and seed give the same numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,19 @@ class Card:
         """One of the groups; `things` is "1-3" or "4"."""
         return next(g for g in self.groups if (g.split, g.things) == (split, things))
 
+    def summary(self) -> dict[str, float]:
+        """Each metric in per cent, the mean of all groups: what a faster model is compared by."""
+        metrics: dict[str, Callable[[Group], float]] = {
+            "captions true": lambda g: g.captions.value if g.captions else math.nan,
+            "ITM AUC, other picture": lambda g: g.itm_easy if g.itm_easy is not None else math.nan,
+            "ITM AUC, one attribute": lambda g: g.itm_hard if g.itm_hard is not None else math.nan,
+            "R@1, ITC": lambda g: _mean(g.itc_recall or ()),
+            "R@1, ITM": lambda g: _mean(g.itm_recall or ()),
+            "VQA": lambda g: _mean([a.accuracy for a in g.answers.values()]),
+        }
+        found = {name: 100 * _mean(list(map(of, self.groups))) for name, of in metrics.items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -137,6 +151,10 @@ def score(
             groups.append(_judge(group, model, answerer, shown, among, prompt, rng))
     dtype = str(model.dtype).removeprefix("torch.")
     return Card(model.source, model.sha256, dtype, seed, among, prompt, tuple(groups))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def held_out_scenes(split: Split, things: str, number: int, seed: int) -> list[Scene]:

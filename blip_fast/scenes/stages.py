@@ -1,7 +1,8 @@
-"""The embedded model from nothing, by one command: vision, then LM, then all objectives, then VQA.
+"""The embedded model from nothing, by one command: vision, then LM, then all objectives; and VQA.
 
 The order is that of BLIP's own ancestry: a vision encoder that already sees, a language model on
-top of it, and only then contrast and matching; joint from the start, ITM stays at its prior.
+top of it, and only then contrast and matching; joint from the start, ITM stays at its prior. VQA
+is a branch of its own from the language model.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Stage:
 STAGES = (
     Stage("lm", after="", data="caption", twins=False, lead=0.0, quick=500),
     Stage("joint", after="lm", data="caption", twins=True, lead=0.5, quick=400),
-    Stage("vqa", after="joint", data="vqa", twins=False, lead=0.0, quick=300),
+    Stage("vqa", after="lm", data="vqa", twins=False, lead=0.0, quick=300),
 )
 _QUICK_VISION = 500
 
@@ -101,6 +102,9 @@ def stage_data(stage: Stage, recipe: Recipe) -> SceneSource:
 def _told(tell: Callable[[str], None]) -> Callable[[int, float, Reading], None]:
     def report(step: int, loss: float, reading: Reading) -> None:
         cells = ", ".join(f"{name} {share:.3f}" for name, share in reading.cells.items())
-        tell(f"step {step}  loss {loss:.3f}  {cells}, pairs {reading.pairs:.3f}")
+        tell(
+            f"step {step}  loss {loss:.3f}  {cells}, pairs {reading.pairs:.3f}, "
+            f"places {reading.places:.3f}"
+        )
 
     return report

@@ -12,7 +12,7 @@ from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.tasks.match import encode, warn_of_failures
 from blip_fast.tasks.views import Images, count, read_batches
-from blip_fast.text import PackedText, Tokenizer
+from blip_fast.text import Tokenizer
 
 
 def embed_images(
@@ -34,16 +34,12 @@ def embed_texts(
     model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int
 ) -> Tensor:
     """[T, E] float32 on the host."""
-    return embed_packed(model, encode(tokenizer, texts, "[CLS]", max_length), batch_size)
-
-
-def embed_packed(model: MED, texts: PackedText, batch_size: int) -> Tensor:
-    """[T, E] float32 on the host, of texts that begin with [CLS]."""
     features = torch.empty(len(texts), model.config.embed_width)
     for start in range(0, len(texts), batch_size):
-        places = torch.arange(start, min(start + batch_size, len(texts)))
+        part = slice(start, start + batch_size)
+        packed = encode(tokenizer, texts[part], "[CLS]", max_length).to(model.device)
         with torch.inference_mode():
-            features[places] = model.text_feature(texts.take(places).to(model.device)).cpu()
+            features[part] = model.text_feature(packed).cpu()
     return features
 
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from blip_fast.decoding.pairs import over_pairs
-from blip_fast.images import Picture
+from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
-from blip_fast.med.memory import ImageMemory
-from blip_fast.tasks.stream import ImageStream
+from blip_fast.tasks.views import Images, View, count, views
 from blip_fast.text import First, PackedText, Tokenizer
 
 Score = Literal["probability", "logit", "logits"]
@@ -26,51 +25,53 @@ Score = Literal["probability", "logit", "logits"]
 def match(
     model: MED,
     tokenizer: Tokenizer,
-    images: ImageStream,
+    images: Images,
     texts: Sequence[str],
     pairs: Sequence[tuple[int, int]] | None,
     score: Score,
     max_length: int,
+    image_options: ImageOptions,
+    batch_size: int,
 ) -> Tensor:
-    """ITM of all pairs [N, T], or of the named ones [P]; NaN where an image cannot be read."""
-    wanted = wanted_pairs(len(images), len(texts), pairs)
+    """ITM of all pairs [N, T], or of the named ones [P]; NaN where an image cannot be read.
+
+    Images that no pair names are not looked at.
+    """
+    number = count(images)
+    wanted = wanted_pairs(number, len(texts), pairs)
     packed = encode(tokenizer, texts, grounded_token(model), max_length)
-    both = judge(model, images, packed, wanted)
-    warn_of_failures(images.failures)
+    both = torch.full((len(wanted), 2), torch.nan)
+    failures: dict[int, Picture] = {}
+    named = sorted(set(wanted[:, 0].tolist()))
+    for view in views(model, images, image_options, batch_size, failures, named):
+        at, logits = match_view(model, view, packed.tolist(), wanted)
+        both[at] = logits
+    warn_of_failures(failures)
     scores = _as(score, both)
-    return scores if pairs is not None else scores.unflatten(0, (len(images), len(texts)))
+    return scores if pairs is not None else scores.unflatten(0, (number, len(texts)))
 
 
-def judge(model: MED, images: ImageStream, texts: PackedText, wanted: Tensor) -> Tensor:
-    """ITM logits [P, 2] float32 on the host; NaN where an image cannot be read.
-
-    Image by image: a memory is made once for all texts that want it, and dropped.
+def match_view(
+    model: MED, view: View, sequences: Sequence[Sequence[int]], wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Judge the pairs whose image is in a view.
 
     Args:
-        texts: beginning with `grounded_token`.
-        wanted: [P, 2] int64, places of images and texts.
+        sequences: token ids of every text.
+        wanted: [P, 2] int64, pairs of image and text.
+
+    Returns:
+        the places of those pairs [p], and their ITM logits [p, 2], on the host.
     """
-    both = torch.full((len(wanted), 2), torch.nan)
-    order = wanted[:, 0].argsort(stable=True)
-    places, number = wanted[order, 0].unique_consecutive(return_counts=True)
-    pairs_of = dict(zip(places.tolist(), order.split(number.tolist()), strict=True))
-    for view in images.memories(places.tolist()):
-        at = [pairs_of[place] for place in view.places]
-        rows = view.index.repeat_interleave(torch.tensor([len(a) for a in at]))
-        pairs = torch.cat(at)
-        both[pairs] = _judge_view(model, view.memory, texts, rows, wanted[pairs, 1])
-        del view  # or it would be held while the next is made
-    return both
+    at, memory_rows = _pairs_in(view, wanted)
 
-
-def _judge_view(
-    model: MED, memory: ImageMemory, texts: PackedText, memory_rows: Tensor, text_rows: Tensor
-) -> Tensor:
     def logits(text: PackedText, rows: Tensor) -> Tensor:
-        return model.match_logits(text.to(model.device), memory, rows.to(model.device))
+        return model.match_logits(text.to(model.device), view.memory, rows.to(model.device))
 
+    if not len(at):
+        return at, torch.empty(0, 2)
     with torch.inference_mode():
-        return over_pairs(logits, texts, memory_rows, text_rows).cpu()
+        return at, over_pairs(logits, sequences, memory_rows, wanted[at, 1]).cpu()
 
 
 def _as(score: Score, logits: Tensor) -> Tensor:
@@ -95,6 +96,16 @@ def wanted_pairs(images: int, texts: int, pairs: Sequence[tuple[int, int]] | Non
             pair = tuple(wanted[outside][0].tolist())
             raise ValueError(f"pair {pair} names {name} {pair[column]}; there are {number}")
     return wanted
+
+
+def _pairs_in(view: View, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of the pairs whose image is in a view, and the memory row of each."""
+    row_of = torch.full((max(view.places) + 1,), -1)
+    row_of[view.places] = view.index.cpu()
+    image = wanted[:, 0].clamp(max=max(view.places))
+    inside = (wanted[:, 0] == image) & (row_of[image] >= 0)
+    at = inside.nonzero()[:, 0]
+    return at, row_of[wanted[at, 0]]
 
 
 def grounded_token(model: MED) -> First:

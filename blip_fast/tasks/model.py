@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,9 +21,8 @@ from blip_fast.med.weights.write import Layout
 from blip_fast.tasks import answer, caption, compare, embed, match, retrieve
 from blip_fast.tasks.captions import Captions
 from blip_fast.tasks.match import Score
-from blip_fast.tasks.retrieve import RankBy, Retrieved
-from blip_fast.tasks.stream import ImageStream
-from blip_fast.tasks.views import Images, as_list, count, views
+from blip_fast.tasks.retrieve import RankBy, Retrieval
+from blip_fast.tasks.views import Images, as_list, count, default_budget, views, within
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -179,14 +179,16 @@ class Blip:
     ) -> Tensor:
         """Judge with the ITM head whether texts describe images.
 
+        Pairs are taken image by image: a memory is made once, serves all its texts, and goes.
+
         Args:
             pairs: (image, text) indices to judge; all pairs where none are given.
             score: the softmax probability of a match, its logit, or both "logits" of the ITM
                 head, no match and match, as a last axis.
             max_length: texts longer than this, in tokens, are cut, with a warning; the model's
                 maximum where none is given. BLIP was evaluated with 35.
-            memory_budget: bytes that the memories of images may take at once; by device where
-                none is given. Those of a long list are made, used and dropped.
+            batch_size: images whose memories are held at once.
+            memory_budget: the bytes that they may take instead.
 
         Returns:
             [images, texts], or [pairs], float32 on the host; NaN where an image cannot be read.
@@ -195,11 +197,13 @@ class Blip:
         return match.match(
             self.med,
             self.tokenizer,
-            self._stream(images, batch_size, memory_budget),
+            images,
             _texts(texts),
             pairs,
             score,
             max_length or self.config.text.max_positions,
+            self.image_options,
+            self._batch_within(memory_budget) if memory_budget else batch_size or self._batch_size,
         )
 
     def retrieve(
@@ -207,37 +211,48 @@ class Blip:
         images: Images,
         texts: str | Sequence[str],
         *,
-        texts_per_image: int = 128,
-        images_per_text: int = 128,
+        k: int = 128,
         rank_by: RankBy = "itm+itc",
-        max_length: int = 35,
+        max_length: int | None = None,
         batch_size: int | None = None,
         memory_budget: int | None = None,
-    ) -> Retrieved:
-        """Find the texts of images and the images of texts: ITC chooses, ITM ranks (BLIP, 5.1).
+    ) -> Retrieval:
+        """Rank images for each text and texts for each image: ITC finds k candidates, ITM ranks
+        them again (BLIP, section 5.1).
 
-        The defaults are those of the paper's evaluation on Flickr30k; on COCO it takes 256.
+        A pair that both directions want is judged once.
 
         Args:
-            texts_per_image, images_per_text: how many ITC lets through in each direction; 0 where
-                a direction is not wanted.
-            rank_by: ITM's logit of a match plus ITC's cosine, as published, or one of them.
-            max_length, memory_budget: see `match`.
+            k: candidates of each query; BLIP takes 256 on COCO and 128 on Flickr30K.
+            rank_by: "itm+itc", the ITM logit of a match plus the cosine, as published; "itm", the
+                logit alone; "itc", the cosine, with no second stage.
+            max_length: as for `match`.
+            batch_size: images seen at once.
+            memory_budget: bytes of image tokens and memories that are held; what is not held is
+                seen a second time.
 
-        Returns:
-            places and scores in both directions, best first.
+        Raises:
+            ValueError: where the model has no ITM head, or there is nothing to rank.
         """
         self._require(self.config.has_matching, "retrieve", "matching")
+        if k < 1 or rank_by not in get_args(RankBy):
+            raise ValueError(
+                f"k is {k}, rank_by is {rank_by!r}; k must be at least 1, rank_by one of "
+                f"{', '.join(get_args(RankBy))}"
+            )
+        if not count(images) or not len(_texts(texts)):
+            raise ValueError(f"there are {count(images)} images and {len(_texts(texts))} texts")
         return retrieve.retrieve(
             self.med,
             self.tokenizer,
-            self._stream(images, batch_size, memory_budget),
+            images,
             _texts(texts),
-            texts_per_image,
-            images_per_text,
+            k,
             rank_by,
-            max_length,
-            _TEXT_BATCH,
+            max_length or self.config.text.max_positions,
+            self.image_options,
+            batch_size or self._batch_size,
+            memory_budget or default_budget(self.device),
         )
 
     def similarity(
@@ -335,15 +350,12 @@ class Blip:
         """Write the checkpoint; see `blip_fast.med.weights.write_checkpoint`."""
         return write_checkpoint(self.med, self.tokenizer, Path(folder), layout)
 
-    def _stream(
-        self, images: Images, batch_size: int | None, memory_budget: int | None
-    ) -> ImageStream:
-        batch_size = batch_size or self._batch_size
-        return ImageStream(self.med, images, self.image_options, batch_size, memory_budget)
-
     @property
     def _batch_size(self) -> int:
         return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+
+    def _batch_within(self, budget: int) -> int:
+        return within(budget, self.med, self.image_size)
 
     def _require(self, able: bool, verb: str, kind: str) -> None:
         if not able:

@@ -1,123 +1,202 @@
-"""Retrieval in two stages: ITC chooses candidates, ITM ranks them (BLIP, section 5.1).
+"""Retrieval in two stages: ITC finds candidates, ITM ranks them again (BLIP, section 5.1).
 
-As the authors' evaluation has it, a candidate's score is the ITM head's logit of a match, before
-the softmax, plus the ITC cosine, without the temperature. Both directions share their work: a pair
-that both ask for is judged once, and an image's memory is made once for all texts that want it.
+Image-major: the pairs that either direction wants are joined, and each image's memory is made once
+for all of its texts, used, and dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
-from blip_fast.tasks.embed import embed_packed
-from blip_fast.tasks.match import encode, grounded_token, judge, warn_of_failures
-from blip_fast.tasks.nearest import Ranking, nearest
-from blip_fast.tasks.stream import ImageStream
-from blip_fast.text import PackedText, Tokenizer
+from blip_fast.med.memory import ImageMemory
+from blip_fast.tasks.embed import embed_texts
+from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
+from blip_fast.tasks.views import Images, View, count, read_batches, views, within
+from blip_fast.text import Tokenizer
 
+# "itm+itc" is the published one: the logit of a match plus the cosine.
 RankBy = Literal["itm+itc", "itm", "itc"]
+
+_IMAGES_PER_PART = 1024  # of the similarities held at once
+_TEXT_BATCH = 128
 
 
 @dataclass(frozen=True)
-class Retrieved:
-    """What belongs together.
+class Ranking:
+    """The candidates of each query, best first.
 
     Attributes:
-        texts: for each image, the places of texts. An image that cannot be read has none.
-        images: for each text, the places of images.
+        places: [Q, K] int64 on the host; -1 where a query has fewer than K candidates, because
+            images could not be read.
+        scores: [Q, K] float32; minus infinity there.
     """
 
-    texts: Ranking
+    places: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Both directions.
+
+    Attributes:
+        images: of each text, the images.
+        texts: of each image, the texts.
+    """
+
     images: Ranking
+    texts: Ranking
 
 
 def retrieve(
     model: MED,
     tokenizer: Tokenizer,
-    images: ImageStream,
+    images: Images,
     texts: Sequence[str],
-    texts_per_image: int,
-    images_per_text: int,
+    k: int,
     rank_by: RankBy,
     max_length: int,
-    text_batch: int,
-) -> Retrieved:
-    """See `Blip.retrieve`.
-
-    Raises:
-        ValueError: where a number is negative, or `rank_by` is none of its words.
-    """
-    if min(texts_per_image, images_per_text) < 0:
-        raise ValueError(
-            f"texts_per_image is {texts_per_image} and images_per_text {images_per_text}; they "
-            "must be at least 0"
-        )
-    if rank_by not in get_args(RankBy):
-        raise ValueError(f"rank_by is {rank_by!r}; it must be one of {', '.join(get_args(RankBy))}")
-    packed = encode(tokenizer, texts, "[CLS]", max_length)
-    text_features = embed_packed(model, packed, text_batch)
-    image_features = images.features()
-    found = Retrieved(
-        nearest(image_features, text_features, texts_per_image),
-        nearest(text_features, image_features, images_per_text),
-    )
-    if rank_by != "itc":
-        grounded = packed.starting_with(tokenizer.id_of(grounded_token(model)))
-        found = rerank(model, images, grounded, found, with_itc=rank_by == "itm+itc")
-    warn_of_failures(images.failures)
-    return found
-
-
-def rerank(
-    model: MED, images: ImageStream, texts: PackedText, found: Retrieved, with_itc: bool
-) -> Retrieved:
-    """Rank candidates anew, by ITM.
-
-    Args:
-        texts: beginning with `grounded_token`.
-        found: candidates with their ITC cosines.
-        with_itc: add those to the logits.
-    """
-    by_image = _keys(found.texts.places, images_first=True, texts=len(texts))
-    by_text = _keys(found.images.places, images_first=False, texts=len(texts))
-    keys = torch.cat([by_image.flatten(), by_text.flatten()]).unique()
-    keys = keys[keys >= 0]
-    pairs = torch.stack([keys // max(1, len(texts)), keys % max(1, len(texts))], dim=1)
-    logits = judge(model, images, texts, pairs)[:, 1]
-    return Retrieved(
-        _ranked(found.texts, by_image, keys, logits, with_itc),
-        _ranked(found.images, by_text, keys, logits, with_itc),
-    )
-
-
-def _keys(places: Tensor, images_first: bool, texts: int) -> Tensor:
-    """[Q, K] int64: each pair as one number, image * texts + text; -1 where there is none."""
-    query = torch.arange(len(places))[:, None]
-    keys = query * texts + places if images_first else places * texts + query
-    return keys.where(places >= 0, -1)
-
-
-def _ranked(
-    found: Ranking, wanted: Tensor, keys: Tensor, logits: Tensor, with_itc: bool
-) -> Ranking:
-    """Candidates in the order of their new scores.
-
-    Args:
-        wanted: [Q, K], the key of each candidate.
-        keys: [P] ascending, those that were judged.
-        logits: [P], their ITM logits.
-    """
-    if not len(keys):
+    image_options: ImageOptions,
+    batch_size: int,
+    budget: int,
+) -> Retrieval:
+    """Rank images for each text and texts for each image; see `Blip.retrieve`."""
+    failures: dict[int, Picture] = {}
+    looked = _FirstLook(model, images, image_options, batch_size, budget // 2, failures)
+    warn_of_failures(failures)
+    written = embed_texts(model, tokenizer, texts, max_length, _TEXT_BATCH)
+    found = candidates(looked.features, written, k)
+    if rank_by == "itc":
         return found
-    judged = logits[torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)]
-    scores = judged + found.scores if with_itc else judged
-    scores = scores.where(wanted >= 0, torch.nan)
-    order = scores.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = found.places.where(~scores.isnan(), -1)
-    return Ranking(places.gather(1, order), scores.gather(1, order))
+    pairs = _joined(found)
+    sequences = encode(tokenizer, texts, grounded_token(model), max_length).tolist()
+    logits = torch.full((len(pairs),), -torch.inf)
+    wanted = sorted(set(pairs[:, 0].tolist()))
+    for view in looked.again(wanted, within(budget // 2, model, image_options.size)):
+        at, both = match_view(model, view, sequences, pairs)
+        logits[at] = both[:, 1]
+    if rank_by == "itm+itc":
+        logits += (looked.features[pairs[:, 0]] * written[pairs[:, 1]]).sum(1)
+    codes = pairs[:, 0] * len(texts) + pairs[:, 1]  # ascending, as `torch.unique` leaves them
+    return Retrieval(
+        images=_ranked_again(found.images, codes, logits, lambda q, c: c * len(texts) + q),
+        texts=_ranked_again(found.texts, codes, logits, lambda q, c: q * len(texts) + c),
+    )
+
+
+def candidates(image_features: Tensor, text_features: Tensor, k: int) -> Retrieval:
+    """The k nearest of each by cosine, both ways; similarities are never held as a whole.
+
+    Args:
+        image_features: [N, E], normalised; rows of NaN are nobody's candidates and have none.
+        text_features: [T, E], normalised.
+    """
+    readable = image_features.isfinite().all(1)
+    queries, number = len(text_features), len(image_features)
+    best = torch.full((queries, 0), -torch.inf)
+    where = torch.empty(queries, 0, dtype=torch.int64)
+    of_images: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, number, _IMAGES_PER_PART):
+        part = slice(start, start + _IMAGES_PER_PART)
+        cosines = F.linear(image_features[part], text_features)
+        cosines[~readable[part]] = -torch.inf
+        of_images.append(_nearest(cosines, k))
+        places = torch.arange(start, start + len(cosines)).expand(queries, -1)
+        best, order = _nearest(torch.cat([best, cosines.T], 1), k)
+        where = torch.cat([where, places], 1).gather(1, order)
+    scores, texts = (torch.cat(some) for some in zip(*of_images, strict=True))
+    return Retrieval(Ranking(_named(where, best), best), Ranking(_named(texts, scores), scores))
+
+
+class _FirstLook:
+    """The ITC features of all images, and of as many as a budget allows the image tokens.
+
+    From tokens a memory is made by one projection, without another look at the image; they take a
+    twenty-fourth of its bytes in a base model.
+    """
+
+    def __init__(
+        self,
+        model: MED,
+        images: Images,
+        options: ImageOptions,
+        batch_size: int,
+        budget: int,
+        failures: dict[int, Picture],
+    ) -> None:
+        self._model, self._images, self._options = model, images, options
+        self._kept: dict[int, Tensor] = {}
+        self.features = torch.full((count(images), model.config.embed_width), torch.nan)
+        if isinstance(images, ImageMemory):
+            assert images.feature is not None
+            self.features = images.feature.cpu()
+            return
+        for places, pixels in read_batches(images, options, batch_size, failures):
+            with torch.inference_mode():
+                tokens = model.vision(pixels.to(model.device))
+                self.features[places] = model.image_feature(tokens).cpu()
+            if tokens.nbytes <= budget:
+                budget -= tokens.nbytes
+                self._kept |= zip(places, tokens, strict=True)
+
+    def again(self, places: Sequence[int], batch_size: int) -> Iterator[View]:
+        """The memories of some images, `batch_size` of them at a time."""
+        kept = [place for place in places if place in self._kept]
+        for start in range(0, len(kept), batch_size):
+            some = kept[start : start + batch_size]
+            with torch.inference_mode():
+                tokens = torch.stack([self._kept.pop(place) for place in some])
+                memory = self._model.memory_of(tokens)
+            yield View(some, memory, torch.arange(len(some), device=self._model.device))
+            del tokens, memory
+        rest = [place for place in places if place not in set(kept)]
+        # What could be read once is named where it now cannot: its score stays minus infinity.
+        failures: dict[int, Picture] = {}
+        yield from views(self._model, self._images, self._options, batch_size, failures, rest)
+        warn_of_failures(failures)
+
+
+def _nearest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, descending, and their places; the first of equals wins."""
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], order[:, :k]
+
+
+def _named(places: Tensor, scores: Tensor) -> Tensor:
+    return places.masked_fill(scores == -torch.inf, -1)
+
+
+def _joined(found: Retrieval) -> Tensor:
+    """[P, 2] (image, text), image by image: all pairs that either direction wants, once each."""
+    sides = []
+    for ranking, text_first in ((found.images, True), (found.texts, False)):
+        own = torch.arange(len(ranking.places))[:, None].expand_as(ranking.places)
+        both = (ranking.places, own) if text_first else (own, ranking.places)
+        sides.append(torch.stack(both, -1)[ranking.places >= 0])
+    return torch.unique(torch.cat(sides), dim=0)
+
+
+def _ranked_again(
+    ranking: Ranking, codes: Tensor, logits: Tensor, code_of: Callable[[Tensor, Tensor], Tensor]
+) -> Ranking:
+    """Order candidates by new scores.
+
+    Args:
+        codes, logits: [P], of all pairs, ascending by code.
+        code_of: query and candidate to the code of their pair.
+    """
+    own = torch.arange(len(ranking.places))[:, None]
+    at = torch.searchsorted(codes, code_of(own, ranking.places)).clamp(max=max(0, len(codes) - 1))
+    scores = torch.full_like(ranking.scores, -torch.inf)
+    there = ranking.places >= 0
+    scores[there] = logits[at[there]]
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    return Ranking(_named(ranking.places.gather(1, order), values), values)

@@ -8,13 +8,13 @@ neighbours nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from blip_fast.images import ImageOptions, Picture, read_pictures, stack
+from blip_fast.images import ImageOptions, Picture, name_of, read_pictures, stack
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 
@@ -58,32 +58,41 @@ def views(
     options: ImageOptions,
     batch_size: int,
     failures: dict[int, Picture],
+    chosen: Sequence[int] | None = None,
 ) -> Iterator[View]:
     """See the images of a call in batches.
 
     Args:
         failures: filled with the pictures that could not be read, by their places.
+        chosen: places of those that are wanted, in order; all where none are given.
     """
     if isinstance(images, ImageMemory):
-        for start in range(0, len(images), batch_size):
-            places = list(range(start, min(start + batch_size, len(images))))
+        everyone = range(len(images)) if chosen is None else chosen
+        for start in range(0, len(everyone), batch_size):
+            places = list(everyone[start : start + batch_size])
             yield View(places, images, torch.tensor(places, device=model.device))
         return
-    for places, pixels in read_batches(images, options, batch_size, failures):
+    for places, pixels in read_batches(images, options, batch_size, failures, chosen):
         with torch.inference_mode():
             memory = model.see(pixels.to(model.device))
         yield View(places, memory, torch.arange(len(places), device=model.device))
 
 
 def read_batches(
-    images: Images, options: ImageOptions, batch_size: int, failures: dict[int, Picture]
+    images: Images,
+    options: ImageOptions,
+    batch_size: int,
+    failures: dict[int, Picture],
+    chosen: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Places and pixels [n, 3, S, S] of the images that can be read; the others to `failures`."""
     batch: list[tuple[int, Picture]] = []
-    pictures = read_pictures(as_list(images), options)
-    for place, picture in enumerate(pictures):
+    listed = as_list(images)
+    places = range(len(listed)) if chosen is None else chosen
+    pictures = read_pictures([listed[place] for place in places], options)
+    for place, picture in zip(places, pictures, strict=True):
         if picture.pixels is None:
-            failures[place] = picture
+            failures[place] = replace(picture, name=name_of(listed[place], place))
             continue
         batch.append((place, picture))
         if len(batch) == batch_size:
@@ -91,6 +100,23 @@ def read_batches(
             batch = []
     if batch:
         yield _stacked(batch)
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes of memories that may be held at once where nothing else is said."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return 512 << 20
+
+
+def within(budget: int, model: MED, image_size: int) -> int:
+    """How many images' memories a budget in bytes holds; one at least.
+
+    Args:
+        image_size: in pixels.
+    """
+    text, tokens = model.config.text, 1 + (image_size // model.config.vision.patch_size) ** 2
+    return max(1, budget // (text.depth * tokens * 2 * text.width * model.dtype.itemsize))
 
 
 def _stacked(batch: list[tuple[int, Picture]]) -> tuple[list[int], Tensor]:

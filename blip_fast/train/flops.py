@@ -101,13 +101,13 @@ class FlopCounter:
     def _text_attention(self, layer: TextLayer, inputs: tuple[Any, ...], output: Tensor) -> None:
         if not self._counts:
             return
-        x, _, past, memory = inputs
+        x, _, past, memory, *_ = inputs
         tokens, width = x.shape
-        score = 4 * tokens * width  # FLOPs for each key
         keys = tokens / max(1, len(past.text)) / (2 if past.causal else 1)
-        if memory is not None:
-            keys += layer.cross_attention.branches * memory.pairs[0].shape[1]
-        self._add(score * keys, 2 * output.requires_grad)
+        scores = tokens * keys
+        if memory is not None:  # the last layer may go on with each text's first token alone
+            scores += len(output) * layer.cross_attention.branches * memory.pairs[0].shape[1]
+        self._add(4 * width * scores, 2 * output.requires_grad)
 
     def _language_model_head(
         self, vocabulary: int, layer: Linear, inputs: tuple[Any, ...], output: Tensor

@@ -90,6 +90,7 @@ def test_the_truth_scores_full_marks(card: Card) -> None:
         assert group.itm_kinds == dict.fromkeys(SPOILED, 1.0)
         assert group.itc_recall == group.itm_recall == (1.0, 1.0)
         assert group.scenes == AMONG and not group.answers
+    assert len(card.summary()) == 5 and set(card.summary().values()) == {100.0}  # no VQA model
 
 
 @pytest.mark.parametrize("wrong", ["caption", "match", "similarity"])

@@ -179,3 +179,25 @@ def test_configs_survive_their_dictionary() -> None:
     assert blip_fast.BlipConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="VisionConfig does not know colour"):
         blip_fast.BlipConfig.from_dict({"vision": {"colour": "red"}})
+
+
+def test_matching_looks_at_named_images_alone_and_within_a_budget(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = blip("retrieval")
+    texts, images = ["a cat", "the red dog on a box", "sky"], [pictures[0], pictures[3]] * 3
+    pairs = [(4, 1), (0, 0), (5, 2), (0, 2), (4, 0)]
+    expected = model.match(images, texts)[tuple(zip(*pairs, strict=True))]
+    seen: list[int] = []
+    see = model.med.see
+    monkeypatch.setattr(model.med, "see", lambda pixels: seen.append(len(pixels)) or see(pixels))
+    torch.testing.assert_close(model.match(images, texts, pairs), expected)
+    assert seen == [3]
+    one_image = 2 * 17 * 2 * 128 * 4  # bytes: layers, tokens, keys and values, width, float32
+    seen.clear()
+    found = model.match(images, texts, pairs, memory_budget=2 * one_image)
+    torch.testing.assert_close(found, expected)
+    assert seen == [2, 1]
+    with pytest.warns(UserWarning, match=r"image 2: failed_to_decode"):
+        found = model.match([images[0], images[1], b"none"], texts, [(2, 0), (1, 0)])
+    assert found.isnan().tolist() == [True, False]

@@ -1,131 +1,133 @@
-"""Two-stage retrieval against the reference's algorithm, written out one pair at a time."""
+"""Two-stage retrieval against every pair judged one by one, and what it holds and looks at."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from factories import random_med, tiny_vocabulary
+from PIL import Image
 from torch import Tensor
 
 from blip_fast.images import ImageOptions
-from blip_fast.med import blip as med
+from blip_fast.med.blip import MED
 from blip_fast.tasks.model import Blip
-from blip_fast.tasks.nearest import Ranking, nearest
-from blip_fast.tasks.stream import memory_bytes
+from blip_fast.tasks.retrieve import Ranking, candidates
 from blip_fast.text import Tokenizer
 
-TEXTS = ["a red ball", "the dog", "two cats on a table", "who", "a big house", "water", "three"]
+TEXTS = ["a red cat", "the blue dog on a box", "two birds", "a tree", "one car in the park", "sky"]
+MEMORY = 2 * 17 * 2 * 128 * 4  # bytes of one image: layers, tokens, keys and values, width, float32
+
+
+def blip() -> Blip:
+    med = random_med("retrieval")
+    return Blip(med, Tokenizer(tiny_vocabulary()), "random", "", True, ImageOptions(size=32))
 
 
 @pytest.fixture
-def model() -> Blip:
-    tokenizer = Tokenizer(tiny_vocabulary())
-    return Blip(random_med("retrieval"), tokenizer, "random", "", True, ImageOptions(size=32))
+def images() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(9)]
 
 
-def published(cosines: Tensor, logits: Tensor, k: int, rank_by: str) -> Tensor:
-    """[Q, N] scores as the authors' evaluation leaves them: -100 where ITM was not asked."""
-    scores = torch.full_like(cosines, -100.0)
-    for query, row in enumerate(cosines):
-        for place in row.topk(k).indices.tolist():
-            itm = logits[query, place]
-            scores[query, place] = itm + row[place] if rank_by == "itm+itc" else itm
-    return scores
+def expected(scores: Tensor, cosines: Tensor, k: int) -> Ranking:
+    """Rows are queries: the k nearest by cosine, ordered by their scores."""
+    found = cosines.argsort(dim=1, descending=True, stable=True)[:, :k]
+    values, order = scores.gather(1, found).sort(dim=1, descending=True, stable=True)
+    return Ranking(found.gather(1, order), values)
 
 
-@pytest.mark.parametrize("rank_by", ["itm+itc", "itm"])
-def test_both_directions_are_as_published(model: Blip, rank_by: str) -> None:
-    images = torch.randn(6, 3, 32, 32)
-    cosines, logits = model.similarity(images, TEXTS), model.match(images, TEXTS, score="logit")
-    found = model.retrieve(
-        images, TEXTS, texts_per_image=3, images_per_text=4, rank_by=rank_by, batch_size=4
-    )
-    for ranking, expected in (
-        (found.texts, published(cosines, logits, 3, rank_by)),
-        (found.images, published(cosines.T, logits.T, 4, rank_by)),
+@pytest.mark.parametrize("rank_by", ["itm+itc", "itm", "itc"])
+@pytest.mark.parametrize("k", [1, 4, 100])
+def test_both_directions_are_those_of_every_pair(
+    images: list[np.ndarray], k: int, rank_by: str
+) -> None:
+    model = blip()
+    cosines = model.similarity(images, TEXTS)
+    logits = model.match(images, TEXTS, score="logit")
+    scores = {"itm+itc": logits + cosines, "itm": logits, "itc": cosines}[rank_by]
+    found = model.retrieve(images, TEXTS, k=k, rank_by=rank_by)
+    for ours, truth in (
+        (found.texts, expected(scores, cosines, k)),
+        (found.images, expected(scores.T, cosines.T, k)),
     ):
-        best = expected.topk(ranking.places.shape[1])
-        assert torch.equal(ranking.places, best.indices)
-        torch.testing.assert_close(ranking.scores, best.values, rtol=1e-4, atol=1e-5)
-    # ITM changes the order that ITC gave, or the second stage would not show.
-    first = model.retrieve(images, TEXTS, texts_per_image=3, images_per_text=4, rank_by="itc")
-    assert torch.equal(first.texts.places, cosines.topk(3).indices)
-    assert not torch.equal(first.images.places, found.images.places)
+        assert torch.equal(ours.places, truth.places)
+        torch.testing.assert_close(ours.scores, truth.scores, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("held", "seen"), [(2, 2), (64, 1)])
-def test_each_memory_is_made_once_within_the_budget(
-    model: Blip, monkeypatch: pytest.MonkeyPatch, held: int, seen: int
+def test_a_budget_changes_nothing_but_what_is_held(
+    images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, made, looks = torch.randn(7, 3, 32, 32), [], []
-    project, look = med.project_memory, model.med.vision.forward
+    model = blip()
+    generous = model.retrieve(images, TEXTS, k=3)
+    held: list[int] = []
+    seen: list[int] = []
+    memory_of, vision = MED.memory_of, model.med.vision.forward
 
-    def counted(reader: object, tokens: Tensor) -> Tensor:
-        made.append(len(tokens))
-        return project(reader, tokens)
+    def watch(self: MED, tokens: Tensor):
+        memory = memory_of(self, tokens)
+        held.append(memory.pairs.nbytes)
+        return memory
 
-    def seeing(pixels: Tensor) -> Tensor:
-        looks.append(len(pixels))
-        return look(pixels)
-
-    monkeypatch.setattr(med, "project_memory", counted)
-    monkeypatch.setattr(model.med.vision, "forward", seeing)
-    budget = held * memory_bytes(model.med, 32)
-    found = model.retrieve(
-        images, TEXTS, texts_per_image=7, images_per_text=7, memory_budget=budget
-    )
-    assert sum(made) == 7 and max(made) <= max(1, held // 2)
-    # Tokens that fit are kept; those of a tiny model are as large as half its memories.
-    assert 7 <= sum(looks) <= 14 if seen == 2 else sum(looks) == 7
-    torch.testing.assert_close(
-        found.images.scores,
-        model.retrieve(model.see(images), TEXTS).images.scores,
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    monkeypatch.setattr(MED, "memory_of", watch)
+    monkeypatch.setattr(model.med.vision, "forward", lambda x: seen.append(len(x)) or vision(x))
+    tight = model.retrieve(images, TEXTS, k=3, memory_budget=8 * MEMORY, batch_size=2)
+    for one, other in ((generous.images, tight.images), (generous.texts, tight.texts)):
+        assert torch.equal(one.places, other.places)
+        torch.testing.assert_close(one.scores, other.scores)
+    assert max(held) <= 4 * MEMORY and sum(held) == 9 * MEMORY
+    assert sum(seen) == 9  # their tokens fit the other half
+    seen.clear()
+    model.retrieve(images, TEXTS, k=3, memory_budget=MEMORY // 2, batch_size=2)
+    assert 9 < sum(seen) <= 18  # some were looked at again, none more than twice
 
 
-def test_one_direction_judges_its_own_pairs_alone(
-    model: Blip, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judged, match_logits = [], model.med.match_logits
-
-    def counted(text: object, *rest: object) -> Tensor:
-        judged.append(len(text))  # type: ignore[arg-type]
-        return match_logits(text, *rest)
-
-    monkeypatch.setattr(model.med, "match_logits", counted)
-    found = model.retrieve(
-        torch.randn(6, 3, 32, 32), "the dog", texts_per_image=0, images_per_text=2
-    )
-    assert sum(judged) == 2
-    assert found.texts.places.shape == (6, 0) and found.images.places.shape == (1, 2)
+def test_what_was_seen_can_be_searched(images: list[np.ndarray]) -> None:
+    model = blip()
+    fresh, seen = model.retrieve(images, TEXTS, k=3), model.retrieve(model.see(images), TEXTS, k=3)
+    assert torch.equal(fresh.images.places, seen.images.places)
+    assert torch.equal(fresh.texts.places, seen.texts.places)
 
 
-def test_an_unreadable_image_has_no_texts_and_is_found_by_none(model: Blip) -> None:
-    images = [torch.randn(3, 32, 32), b"no image", torch.randn(3, 32, 32)]
-    with pytest.warns(UserWarning, match="image 1"):
-        found = model.retrieve(images, TEXTS[:2])
-    assert found.texts.places[1].tolist() == [-1, -1] and found.texts.scores[1].isnan().all()
-    assert all(sorted(row) == [-1, 0, 2] and row[2] == -1 for row in found.images.places.tolist())
-    assert found.images.scores.isnan().tolist() == [[False, False, True]] * 2
+def test_an_image_that_cannot_be_read_is_found_by_nobody(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path, level in zip(paths, (10, 90, 200), strict=True):
+        Image.new("RGB", (32, 32), (level, 255 - level, 0)).save(path)
+    model = blip()
+    alone = model.retrieve([paths[0], paths[2]], TEXTS, k=5)
+    paths[1].write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=r"1 images could not be read: .*b\.png"):
+        found = model.retrieve(paths, TEXTS, k=5)
+    assert found.images.places.shape == (6, 3) and (found.images.places[:, 2] == -1).all()
+    assert (found.images.scores[:, 2] == -torch.inf).all()
+    whole = torch.tensor([0, 2])[alone.images.places]
+    assert torch.equal(found.images.places[:, :2], whole)
+    assert (found.texts.places[1] == -1).all() and (found.texts.places[0] >= 0).all()
 
 
-def test_what_makes_no_sense_is_refused(model: Blip) -> None:
+def test_candidates_of_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip_fast.tasks import retrieve
+
+    images = torch.nn.functional.normalize(torch.randn(23, 8), dim=1)
+    images[5] = images[17]  # equals: the first wins
+    texts = torch.nn.functional.normalize(torch.randn(7, 8), dim=1)
+    whole = candidates(images, texts, 6)
+    monkeypatch.setattr(retrieve, "_IMAGES_PER_PART", 5)
+    parts = candidates(images, texts, 6)
+    for one, other in ((whole.images, parts.images), (whole.texts, parts.texts)):
+        assert torch.equal(one.places, other.places)
+        torch.testing.assert_close(one.scores, other.scores)
+    truth = (texts @ images.T).argsort(dim=1, descending=True, stable=True)[:, :6]
+    assert torch.equal(whole.images.places, truth)
+
+
+def test_what_cannot_be_is_refused(images: list[np.ndarray]) -> None:
+    model = blip()
+    with pytest.raises(ValueError, match="k is 0"):
+        model.retrieve(images, TEXTS, k=0)
     with pytest.raises(ValueError, match="rank_by is 'best'"):
-        model.retrieve(torch.randn(1, 3, 32, 32), TEXTS, rank_by="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="images_per_text -1"):
-        model.retrieve(torch.randn(1, 3, 32, 32), TEXTS, images_per_text=-1)
-
-
-def test_nearest_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, collection = torch.randn(9, 8), torch.randn(20, 8)
-    collection[4] = torch.nan
-    found: Ranking = nearest(queries, collection, 5)
-    monkeypatch.setattr("blip_fast.tasks.nearest._AT_ONCE", 40)
-    assert torch.equal(nearest(queries, collection, 5).places, found.places)
-    others = [place for place in range(20) if place != 4]
-    expected = (queries @ collection[others].T).topk(5)
-    assert torch.equal(found.places, torch.tensor(others)[expected.indices])
-    assert nearest(queries, collection[:0], 5).places.shape == (9, 0)
-    assert nearest(queries, collection[3:5], 5).places[:, 1].tolist() == [-1] * 9
+        model.retrieve(images, TEXTS, rank_by="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="9 images and 0 texts"):
+        model.retrieve(images, [])

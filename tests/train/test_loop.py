@@ -70,9 +70,9 @@ def train_here(output: Path, faults: Faults | None = None, **changes: Any) -> Su
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining run that nothing happened to."""
+    """A pretraining run that nothing happened to, on as many threads as those that are killed."""
     output = tmp_path_factory.mktemp("undisturbed")
-    run(output, "pretrain", {"log_steps": 3})
+    assert run_processes(run, 1, output, "pretrain", {"log_steps": 3}) == [0]
     return output
 
 
