@@ -11,11 +11,10 @@ from torch import Tensor
 
 from blip_fast.images import ImageOptions
 from blip_fast.med import blip as med
-from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.model import Blip
-from blip_fast.tasks.stream import memory_bytes
 from blip_fast.text import Tokenizer, pack
 
+EACH = 2 * 17 * 2 * 128 * 4  # bytes of a memory: layers, tokens, keys and values, width, float32
 TEXTS = ["a red ball", "the dog", "two cats on a table with a small box", "", "who"]
 
 
@@ -83,17 +82,21 @@ def test_order_of_images_texts_and_pairs_changes_nothing(model: Blip) -> None:
 @pytest.mark.parametrize("held", [1, 2, 5])
 def test_the_budget_is_kept(model: Blip, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     images, live = torch.randn(11, 3, 32, 32), Live(monkeypatch)
-    each = memory_bytes(model.med, 32)
-    expected = model.match(images, TEXTS, score="logit", memory_budget=10**9, batch_size=64)
-    assert live.most > 10 * (each - 4 * 32)  # the bound below can be broken
+    expected = model.match(images, TEXTS, score="logit", memory_budget=10**9)
+    assert live.most == 11 * EACH  # the bound below can be broken
     live.most = live.made = 0
-    found = model.match(images, TEXTS, score="logit", memory_budget=held * each)
-    assert 0 < live.most <= held * each and live.made == 11
+    found = model.match(images, TEXTS, score="logit", memory_budget=held * EACH)
+    assert 0 < live.most <= held * EACH and live.made == 11
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_bytes_are_those_of_a_memory(model: Blip) -> None:
-    assert memory_bytes(model.med, 32) == model.see(torch.randn(1, 3, 32, 32)).nbytes
+@pytest.mark.parametrize("held", [2, 4, 7])
+def test_retrieval_keeps_it_too(model: Blip, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    images, live = torch.randn(11, 3, 32, 32), Live(monkeypatch)
+    found = model.retrieve(images, TEXTS, k=3, memory_budget=held * EACH)
+    assert 0 < live.most <= held * EACH // 2 and live.made == 11  # the other half is of tokens
+    everything = model.retrieve(images, TEXTS, k=3)
+    assert torch.equal(found.images.places, everything.images.places)
 
 
 def test_images_that_no_pair_names_are_not_seen(
@@ -109,10 +112,3 @@ def test_an_unreadable_image_is_nan_and_named(model: Blip) -> None:
     with pytest.warns(UserWarning, match="image 1"):
         found = model.match(images, TEXTS, [(2, 0), (1, 1), (0, 2), (1, 0)])
     assert found.isnan().tolist() == [False, True, False, True]
-
-
-def test_a_budget_below_one_memory_is_refused(model: Blip) -> None:
-    with pytest.raises(ValueError, match="memory_budget is 100 bytes"):
-        model.match(torch.randn(1, 3, 32, 32), TEXTS, memory_budget=100)
-    memory: ImageMemory = model.see(torch.randn(1, 3, 32, 32))
-    assert model.match(memory, TEXTS, memory_budget=100).shape == (1, 5)  # it is the caller's
