@@ -43,9 +43,11 @@ def match(
     both = torch.full((len(wanted), 2), torch.nan)
     failures: dict[int, Picture] = {}
     named = sorted(set(wanted[:, 0].tolist()))
+    sequences = packed.tolist()
     for view in views(model, images, image_options, batch_size, failures, named):
-        at, logits = match_view(model, view, packed.tolist(), wanted)
+        at, logits = match_view(model, view, sequences, wanted)
         both[at] = logits
+        del view  # or its memory would be held while the next is made
     warn_of_failures(failures)
     scores = _as(score, both)
     return scores if pairs is not None else scores.unflatten(0, (number, len(texts)))

@@ -90,6 +90,7 @@ def retrieve(
     for view in looked.again(wanted, within(budget // 2, model, image_options.size)):
         at, both = match_view(model, view, sequences, pairs)
         logits[at] = both[:, 1]
+        del view  # or its memory would be held while the next is made
     if rank_by == "itm+itc":
         logits += (looked.features[pairs[:, 0]] * written[pairs[:, 1]]).sum(1)
     codes = pairs[:, 0] * len(texts) + pairs[:, 1]  # ascending, as `torch.unique` leaves them

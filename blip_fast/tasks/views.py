@@ -76,6 +76,7 @@ def views(
         with torch.inference_mode():
             memory = model.see(pixels.to(model.device))
         yield View(places, memory, torch.arange(len(places), device=model.device))
+        del memory  # or it would be held while the next is made
 
 
 def read_batches(
