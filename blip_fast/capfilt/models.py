@@ -185,6 +185,7 @@ def _from_generated(text: Generated, captioner: int) -> Candidate:
         token_ids=text.token_ids,
         log_probability=text.log_probability,
         truncated=text.truncated,
+        degenerate=text.degenerate,
     )
 
 
