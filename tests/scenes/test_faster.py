@@ -1,4 +1,4 @@
-"""The packaged model as the gate of faster arithmetic: its metrics stay where fp32 has them."""
+"""The packaged model as the gate of faster arithmetic: it may lose half a point to fp32, no more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import blip_fast
 from blip_fast.scenes.score import score
 
-SCENES = 128  # in each of the four groups
+SCENES = 256  # in each of the four groups
 POINTS = 0.5
 
 
@@ -24,8 +24,9 @@ def exact() -> dict[str, float]:
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
-def test_metrics_stay(settings: dict[str, str], exact: dict[str, float]) -> None:
+def test_no_metric_is_lost(settings: dict[str, str], exact: dict[str, float]) -> None:
     faster = summary(**settings)
     assert faster.keys() == exact.keys() and len(exact) == 5
-    moved = {name: faster[name] - exact[name] for name in exact}
-    assert all(abs(points) <= POINTS for points in moved.values()), moved
+    gained = {name: faster[name] - exact[name] for name in exact}
+    print(gained)
+    assert min(gained.values()) >= -POINTS, gained
