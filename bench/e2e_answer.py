@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="CSV")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    with torch.inference_mode():
+    # not inference_mode: weights made in it would be packed anew by every call
+    with torch.no_grad():
         dtype = getattr(torch, arguments.dtype)
         if arguments.plot:
             plot(

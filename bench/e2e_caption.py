@@ -197,7 +197,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     images = torch.randn(arguments.images, 3, 384, 384)
-    with torch.inference_mode():
+    # not inference_mode: weights made in it would be packed anew by every call
+    with torch.no_grad():
         if arguments.peak:
             print(*measure_peak(arguments.peak, images))
         elif arguments.memory:
