@@ -127,8 +127,6 @@ register_everywhere("linear_cross_entropy", "chunked", chunked.linear_cross_entr
 register_everywhere(
     "linear_cross_entropy_backward", "chunked", chunked.linear_cross_entropy_backward
 )
-register_triton(
-    "linear_cross_entropy", "linear_cross_entropy", "linear_cross_entropy_backward"
-)
+register_triton("linear_cross_entropy", "linear_cross_entropy", "linear_cross_entropy_backward")
 register_fake("linear_cross_entropy", _fake)
 register_fake("linear_cross_entropy_backward", _fake_backward)

@@ -69,7 +69,11 @@ class TestAddLayernorm(Gate):
             for scale in (1e-20, 1e4, 1e18)
         },
     }
-    few = ("width 17, torch.float32", "one tensor, torch.bfloat16", "the sum not kept, torch.float32")
+    few = (
+        "width 17, torch.float32",
+        "one tensor, torch.bfloat16",
+        "the sum not kept, torch.float32",
+    )
 
 
 def test_weight_gradients_do_not_follow_the_number_of_programs(

@@ -94,9 +94,7 @@ def test_no_rows_other_layouts_and_nan() -> None:
     ("images", "beams", "vocabulary", "keep"),
     [(1, 1, 1, 1), (2, 3, 5000, 6), (3, 2, 65, 130), (2, 4, 700, 300), (2, 3, 1, 3)],
 )
-def test_beam_step_equals_a_full_sort(
-    images: int, beams: int, vocabulary: int, keep: int
-) -> None:
+def test_beam_step_equals_a_full_sort(images: int, beams: int, vocabulary: int, keep: int) -> None:
     log_probs = torch.randn(images * beams, vocabulary).log_softmax(1)
     log_probs[:, ::7] = -torch.inf
     scores = torch.randn(images, beams)
@@ -125,9 +123,7 @@ def test_beam_step_among_equals_and_nan() -> None:
 def test_penalties_are_the_reference_bit_for_bit(penalty: float, min_length: int) -> None:
     scores = torch.randn(4, 10) * 3
     scores[3, 4] = -torch.inf
-    tokens = torch.tensor(
-        [[5, 1, 5, 7, 2], [9, 0, 0, 0, 0], [4, 8, 6, 0, 0], [4, 3, 3, 0, 0]]
-    )
+    tokens = torch.tensor([[5, 1, 5, 7, 2], [9, 0, 0, 0, 0], [4, 8, 6, 0, 0], [4, 3, 3, 0, 0]])
     arguments = (scores, tokens, torch.tensor([5, 1, 3, 3]), penalty, min_length, 3)
     before = scores.clone()
     assert kernels.penalise(*arguments).equal(reference.penalise(*arguments))
