@@ -1,8 +1,8 @@
-"""Launch choices of the Triton kernels. None was measured on a GPU yet; each says what it rests on.
+"""Launch choices of the Triton kernels. None is measured on a GPU yet; each says why it is so.
 
-The room is bound by memory: at [147,712, 768] in bf16 it reads and writes 0.9 GB and computes next to
-nothing. What counts is how many loads are under way: an H200 needs about 25 KB of them on each SM to
-be busy (4.8 TB/s, 700 ns, 132 SMs).
+The room is bound by memory: at [147,712, 768] in bf16 it reads and writes 0.9 GB and computes next
+to nothing. What counts is how many loads are under way: an H200 needs about 25 KB of them on each
+SM to be busy (4.8 TB/s, 700 ns, 132 SMs).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 # The widest row that a program holds in registers: 16 warps of 8 elements a lane.
 MAX_WIDTH = 4096
 
-# Forward: one warp and 1024 elements a program, so that a row of a base or large model is reduced by
-# shuffles alone; an SM holds 32 such programs, with 3 KB of loads each. Wider rows get a warp for
-# every 256 elements; narrow ones share a program.
+# Forward: one warp and 1024 elements a program, so that a row of a base or large model is reduced
+# by shuffles alone; an SM holds 32 such programs, with 3 KB of loads each. Wider rows get a warp
+# for every 256 elements; narrow ones share a program.
 FORWARD_ELEMENTS = 1024
 
 # Backward: four warps and four rows of 1024 at once, so that a reduction's barrier serves four rows
 # and a lane keeps 16 partial sums for the gradients of weight and bias instead of 64.
 BACKWARD_ELEMENTS = 4096
 
-# Programs of the backward pass on each SM, which share the rows: at 165 registers three of them fit.
-# Each writes two rows of partial sums, at 4,616 rows of 768 in bf16 a twelfth of all bytes.
+# Programs of the backward pass on each SM, which share the rows: at 165 registers three of them
+# fit. Each writes two rows of partial sums, at 4,616 rows of 768 in bf16 a twelfth of all bytes.
 PROGRAMS_PER_SM = 3
 
 # Tiles that are loaded ahead of the one at hand, through shared memory: 8 KB a tensor in bf16.

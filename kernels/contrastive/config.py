@@ -1,4 +1,4 @@
-"""Launch choices of the Triton kernels. None was measured on a GPU yet; each says what it rests on."""
+"""Launch choices of the Triton kernels. None is measured on a GPU yet; each says why it is so."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ MERGE = {"ROWS": 16, "PARTS": 64}
 # of which makes the similarities anew. BLIP's features have 256.
 COLUMNS = 256
 
-# Programs of the backward pass on each SM, which share the bank; together they hold 35 MB of partial
-# gradients on an H200, whatever the batch is.
+# Programs of the backward pass on each SM, which share the bank; together they hold 35 MB of
+# partial gradients on an H200, whatever the batch is.
 PROGRAMS_PER_SM = 2
 REDUCE_ROWS = 8
 

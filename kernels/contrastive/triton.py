@@ -2,8 +2,8 @@
 
 Forward, a program compares its rows, as features and as momentum features, with a part of the bank
 and keeps an online softmax of each (Milakov and Gimelshein, arXiv 1805.02867); a second kernel
-merges the parts. Backward, the similarities are made again; the parts' sums towards the gradient are
-added by a second kernel, in a fixed order. `statistics` are those of `chunked.py`.
+merges the parts. Backward, the similarities are made again; the parts' sums towards the gradient
+are added by a second kernel, in a fixed order. `statistics` are those of `chunked.py`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def forward_kernel(
         soft = soft * shrink + tl.sum(weights * student, axis=1)
 
     known = row < rows
-    size = parts.to(tl.int64) * rows
+    size = tl.cast(parts, tl.int64) * rows
     place = partial_ptr + part * rows + row
     tl.store(place, most, mask=known)
     tl.store(place + size, total, mask=known)
@@ -113,7 +113,7 @@ def merge_kernel(
     """Losses and statistics of ROWS rows from the forward kernel's partial results."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     known = row < rows
-    size = parts.to(tl.int64) * rows
+    size = tl.cast(parts, tl.int64) * rows
     most = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     teacher_most = tl.full([ROWS], LOWEST, tl.float32)
@@ -219,7 +219,7 @@ def reduce_kernel(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     place = row.to(tl.int64)[:, None] * width + column[None, :]
-    size = rows.to(tl.int64) * width
+    size = tl.cast(rows, tl.int64) * width
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for part in range(0, parts):
         total += tl.load(towards_ptr + part * size + place, mask=inside, other=0.0)

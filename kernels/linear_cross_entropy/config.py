@@ -1,4 +1,4 @@
-"""Launch choices of the Triton kernels. None was measured on a GPU yet; each says what it rests on."""
+"""Launch choices of the Triton kernels. None is measured on a GPU yet; each says why it is so."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 HALF: dict[str, Any] = {"TOKENS": 128, "WORDS": 128, "STEP": 64, "num_warps": 8, "num_stages": 3}
 FULL: dict[str, Any] = {"TOKENS": 64, "WORDS": 64, "STEP": 32, "num_warps": 4, "num_stages": 3}
 
-# Tiles of the vocabulary that one program reduces: the partial results, 16 bytes a token and program,
-# are then 1.6% of bf16 logits. It does not follow the number of tokens, so that a token's loss does
-# not depend on its neighbours.
+# Tiles of the vocabulary that one program reduces: the partial results, 16 bytes a token and
+# program, are then 1.6% of bf16 logits. It does not follow the number of tokens, so that a token's
+# loss does not depend on its neighbours.
 TILES = 4
 
-# Tiles of tokens that share a part of the weight while it is in L2: 16 are 2,048 tokens, 3 MB, beside
-# about as much of the weight.
+# Tiles of tokens that share a part of the weight while it is in L2: 16 are 2,048 tokens, 3 MB,
+# beside about as much of the weight.
 GROUP = 16
 
 # The second stage merges the programs' partial results of 16 tokens, 64 programs at a time.

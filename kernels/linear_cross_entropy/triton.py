@@ -2,9 +2,9 @@
 
 Forward, each program multiplies one block of tokens with a few tiles of the vocabulary and reduces
 them as they come (Wijmans et al., arXiv 2411.09009): the largest logit, the sum of powers, the
-target's logit, and for label smoothing the sum of all. A second kernel merges the programs' results.
-Backward, the logits are computed again, block by block; their gradient is written once, in the
-hidden states' dtype, for the two matrix products, which are the library's.
+target's logit, and for label smoothing the sum of all. A second kernel merges the programs'
+results. Backward, the logits are computed again, block by block; their gradient is written once, in
+the hidden states' dtype, for the two matrix products, which are the library's.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def forward_kernel(
         total = total * tl.exp(before - most) + tl.sum(tl.exp(logits), axis=1)
 
     row = part * tokens + token
-    size = parts.to(tl.int64) * tokens
+    size = tl.cast(parts, tl.int64) * tokens
     tl.store(partial_ptr + row, most, mask=token < tokens)
     tl.store(partial_ptr + size + row, total, mask=token < tokens)
     tl.store(partial_ptr + 2 * size + row, below, mask=token < tokens)
@@ -109,7 +109,7 @@ def merge_kernel(
     """Losses and logsumexp of TOKENS tokens from the forward kernel's partial results."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     known = token < tokens
-    size = parts.to(tl.int64) * tokens
+    size = tl.cast(parts, tl.int64) * tokens
     most = tl.full([TOKENS], LOWEST, tl.float32)
     total = tl.zeros([TOKENS], tl.float32)
     below = tl.zeros([TOKENS], tl.float32)
@@ -150,7 +150,8 @@ def backward_kernel(
     """One program: the gradient of a tile of logits, grad * (softmax - y), y the smoothed target.
 
     weight_ptr and bias_ptr begin at word `first_word` of the vocabulary; `share` is smoothing / V.
-    out_ptr: [tokens, stride], what lies behind `words` unused. partial_ptr: [blocks of tokens, words] float32, their sums.
+    out_ptr: [tokens, stride], what lies behind `words` unused.
+    partial_ptr: [blocks of tokens, words] float32, their sums.
     """
     block = tl.program_id(0)
     token = block * TOKENS + tl.arange(0, TOKENS)
@@ -220,9 +221,9 @@ def linear_cross_entropy_backward(
         of_bias = torch.zeros_like(bias[v], dtype=torch.float32)
         for t in blocks(len(hidden), config.BACKWARD_TOKENS):
             of_logits = _aligned_rows(hidden, len(hidden[t]), len(weight[v]))
-            grid = [triton.cdiv(n, tiles[name]) for n, name in zip(of_logits.shape, _SIDES)]
-            partial = of_bias.new_empty(grid[0], len(of_bias))
-            backward_kernel[tuple(grid)](
+            token_blocks = triton.cdiv(len(of_logits), tiles["TOKENS"])
+            partial = of_bias.new_empty(token_blocks, len(of_bias))
+            backward_kernel[(token_blocks, triton.cdiv(len(of_bias), tiles["WORDS"]))](
                 grad[t], hidden[t], weight[v], bias[v], targets[t], logsumexp[t], of_logits,
                 partial, *of_logits.shape, width, of_logits.stride(0), v.start, label_smoothing,
                 label_smoothing / words, IGNORE=IGNORE, **tiles, **_precision(tiles, width),
@@ -232,9 +233,6 @@ def linear_cross_entropy_backward(
             of_weight += _product(of_logits.T, hidden[t])
         grad_weight[v], grad_bias[v] = of_weight, of_bias
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
-
-
-_SIDES = ("TOKENS", "WORDS")
 
 
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:

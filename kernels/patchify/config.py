@@ -1,4 +1,4 @@
-"""Launch choices of the Triton kernel. None was measured on a GPU yet; each says what it rests on."""
+"""Launch choices of the Triton kernel. None is measured on a GPU yet; each says why it is so."""
 
 from __future__ import annotations
 

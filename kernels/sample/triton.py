@@ -1,7 +1,7 @@
 """The choice of the next token for GPUs: a whole batch in a few launches, nothing asks the host.
 
-The best of a row are found in stages. Each part of the vocabulary is ranked by a program of its own,
-which keeps as many as may be asked for; others rank what the parts kept. A score and its place
+The best of a row are found in stages. Each part of the vocabulary is ranked by a program of its
+own, which keeps as many as may be asked for; others rank what the parts kept. A score and its place
 travel as one integer, whose order is that of the rule: the larger score first, of equals the one
 that stands first. Sums of probabilities are fp64 and run in order of rank.
 """
@@ -138,7 +138,7 @@ def beam_kernel(
     key_ptr, log_prob_ptr, beam_score_ptr, best_ptr, beam_ptr, token_ptr, vocabulary, beams, keep,
     KEEP: tl.constexpr,
 ):  # fmt: skip
-    """One program: the score, beam and token of each of an image's keys [KEEP], the first `keep`."""
+    """One program: score, beam and token of an image's first `keep` keys of [KEEP]."""
     image = tl.program_id(0).to(tl.int64)
     rank = tl.arange(0, KEEP)
     inside = rank < keep

@@ -37,6 +37,34 @@ def test_an_implementation_for_another_device_raises() -> None:
         room.choose(torch.empty(1, device="meta"))
 
 
+def test_triton_asked_for_on_a_cpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.zeros(1, 2, 3, 1, 64)
+    monkeypatch.setattr(_ops, "TRITON_INTERPRETED", False)
+    with kernels.use("triton", "attention"), pytest.raises(ValueError, match="it is for CUDA"):
+        kernels.attention(qkv)
+    assert _ops._rooms["attention"].choose(qkv) != "triton"
+
+
+def test_interpreted_it_runs_only_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.zeros(1, 2, 3, 1, 64)
+    monkeypatch.setattr(_ops, "TRITON_INTERPRETED", True)
+    monkeypatch.setattr(_ops, "TRITON_INSTALLED", True)
+    assert _ops._rooms["attention"].choose(qkv) != "triton"
+    with kernels.use("triton", "attention"):
+        assert _ops._rooms["attention"].choose(qkv) == "triton"
+        monkeypatch.setattr(_ops, "TRITON_INSTALLED", False)
+        with pytest.raises(ValueError, match="triton is not installed"):
+            kernels.attention(qkv)
+
+
+def test_an_obstacle_of_the_call_raises_or_is_avoided() -> None:
+    room, x = _ops._rooms["attention"], torch.zeros(1)
+    assert room.choose(x, obstacles={"native": "too odd"}) == "reference"
+    if _ops.NATIVE_LOADED:
+        with kernels.use("native"), pytest.raises(ValueError, match="'native' on cpu: too odd"):
+            room.choose(x, obstacles={"native": "too odd"})
+
+
 def test_an_unknown_room_raises() -> None:
     with (
         pytest.raises(ValueError, match="there is no room attend"),

@@ -13,7 +13,7 @@ MATRIX = {"forward_kernel", "backward_kernel"}
 
 
 def problems(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
-    for tokens, words, width in ((240, 30524, 768), (1, 2000, 1024), (17, 1000, 71)):
+    for tokens, words, width in ((240, 30524, 768), (1, 1, 1024), (17, 1000, 71)):
         for smoothing in (0.0, 0.1):
             weight, hidden = torch.zeros(words, width), torch.zeros(tokens, width)
             yield partial(_run, hidden.to(dtype), weight.to(dtype), smoothing)
