@@ -74,7 +74,8 @@ def compare(name: str, pictures: Sequence[Picture], references: Sequence[Picture
     inside = error[..., 2:-2, 2:-2]
     print(
         f"{name:11} read {len(pairs)} ({others}); grey levels from Pillow: "
-        f"mean {error.mean():.4f}, worst image {error.mean((1, 2, 3)).max():.4f}, largest {error.max():.0f}, without the "
+        f"mean {error.mean():.4f}, worst image {error.mean((1, 2, 3)).max():.4f}, "
+        f"largest {error.max():.0f}, without the "
         f"outer two rows {inside.max():.0f}; over 1: {(error > 1).float().mean():.2e}"
     )
 
