@@ -75,8 +75,8 @@ def compare(name: str, pictures: Sequence[Picture], references: Sequence[Picture
     print(
         f"{name:11} read {len(pairs)} ({others}); grey levels from Pillow: "
         f"mean {error.mean():.4f}, worst image {error.mean((1, 2, 3)).max():.4f}, "
-        f"largest {error.max():.0f}, without the outer two rows {inside.max():.0f}; "
-        f"over 1: {(error > 1).float().mean():.2e}"
+        f"largest {error.max():.0f}, without the "
+        f"outer two rows {inside.max():.0f}; over 1: {(error > 1).float().mean():.2e}"
     )
 
 

@@ -57,6 +57,8 @@ def finish(
 def totals_so_far(output: Path, source: WebSource, models: Models) -> dict[str, Any]:
     """The totals of the shards that are done."""
     settings = {"source": source_name(source), **models.options.to_dict()}
+    for part in ("shard_index", "num_shards"):  # of the process that came last, not of the run
+        settings.pop(part)
     roles = (("captioner", models.captioners), ("filter", models.filters))
     facts = {
         role if number == 0 else f"{role} {number + 1}": model_facts(model)

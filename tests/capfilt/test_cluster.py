@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,17 @@ import pytest
 from capfilt_stub import StubBlip
 from PIL import Image
 
-from blip_fast.capfilt import SCHEMA, CapFilter, CapFiltOptions, read_rows, run_capfilt
+from blip_fast.capfilt import (
+    SCHEMA,
+    CapFilter,
+    CapFiltOptions,
+    read_rows,
+    run_capfilt,
+    run_on_ray,
+)
 from blip_fast.capfilt.cluster import ADDED
+from blip_fast.capfilt.ray_run import ShardWorker
+from blip_fast.capfilt.rows import committed
 
 OPTIONS = CapFiltOptions(batch_size=2, num_captions=2)
 calls: list[str] = []
@@ -106,6 +117,49 @@ def test_models_are_loaded_once_and_late() -> None:
     assert calls == ["first", "second"] * 2
     captioners = {c["captioner"] for c in once["candidates"][0].as_py()}
     assert captioners == {0, 1}
+
+
+def test_a_worker_does_shards_and_says_what_stops_it(source: Path, tmp_path: Path) -> None:
+    """The callable that Ray calls, without Ray."""
+    options = replace(OPTIONS, shard_size=3)
+    spec = [partial(stub)]
+    worker = pickle.loads(
+        pickle.dumps(ShardWorker(str(source), tmp_path / "out", spec, spec, options))
+    )
+    orders = {"shard": np.array([0, 2]), "claims": np.zeros(2, int)}
+    answer = worker(orders)
+    assert calls == ["one"] and list(answer["error"]) == ["", ""]
+    assert list(answer["count"]) == [3, 1] and committed(tmp_path / "out") == ["00000", "00002"]
+    assert not any(pickle.loads(summary).complete for summary in answer["summary"])
+    last = worker({"shard": np.array([1]), "claims": np.zeros(1, int)})
+    assert pickle.loads(last["summary"][0]).complete and (tmp_path / "out/report.html").is_file()
+    assert list(worker(orders)["count"]) == [0, 0]  # done, and not done again
+
+    other = ShardWorker(str(source), tmp_path / "out", spec, spec, replace(options, seed=1))
+    (error,) = other({"shard": np.array([0]), "claims": np.zeros(1, int)})["error"]
+    assert error.startswith("ValueError") and "seed was 0 and is 1" in error
+
+
+def test_deaths_at_a_shard_are_counted(source: Path, tmp_path: Path) -> None:
+    claims = tmp_path / "out" / ".work" / "claims"
+    claims.mkdir(parents=True)
+    (claims / "00000.9").write_text("somebody-who-died")
+    worker = ShardWorker(str(source), tmp_path / "out", [stub], [stub], OPTIONS)
+    (error,) = worker({"shard": np.array([0]), "claims": np.array([5])})["error"]
+    assert "4 processes have died at it" in error and calls == []
+    # Those who died before this run began do not count.
+    (error,) = worker({"shard": np.array([0]), "claims": np.array([6])})["error"]
+    assert error == ""
+
+
+def test_without_ray_the_remedy_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"blip-fast\[ray\]"):
+        run_on_ray(source, tmp_path / "out", [stub], [stub], OPTIONS)
+    with pytest.raises(ValueError, match="workers is 0"):
+        run_on_ray(source, tmp_path / "out", [stub], [stub], OPTIONS, workers=0)
 
 
 def test_a_name_is_loaded_by_the_package() -> None:
