@@ -38,7 +38,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(3, text("web", WIDE, 0.55), text("synthetic", "a cat", 0.2, degenerate=True)),
         Row("broken.jpg", "/x", Status.FAILED_TO_DECODE, error_message="half of it is missing"),
     ]
-    labels = Labels()
+    labels = Labels("/a/" + WIDE + ".json")
     labels.add("000000003", "web", None, False)
     labels.add("000000001", "web", None, True)
     folder = write_shards(tmp_path_factory.mktemp("run"), [rows[:3], rows[3:]])

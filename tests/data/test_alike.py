@@ -15,12 +15,13 @@ def flipped(codes: np.ndarray, bits: int, random: np.random.Generator) -> np.nda
     return codes
 
 
-def by_all_pairs(codes: np.ndarray, most: int) -> list[list[int]]:
+def by_all_pairs(codes: np.ndarray, most: int) -> list[tuple[int, ...]]:
     close = np.bitwise_count(codes[:, None] ^ codes[None]) <= most
     reach = close
     while not np.array_equal(reach, wider := reach @ close):
         reach = wider
-    return sorted({tuple(np.flatnonzero(row).tolist()) for row in reach if row.sum() > 1})  # type: ignore[arg-type]
+    groups = {tuple(np.flatnonzero(row).tolist()) for row in reach if row.sum() > 1}
+    return sorted(groups)
 
 
 @pytest.mark.parametrize("most", [0, 1, 3, NEAR])
