@@ -112,7 +112,7 @@ class _AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_sum, grad_out = (None, *grads)[-2:]
+        grad_out, grad_sum = grads[-1], grads[0] if len(grads) == 2 else None
         total, weight = ctx.saved_tensors
         backward = reference.add_layernorm_backward
         if ctx.implementation == TRITON:

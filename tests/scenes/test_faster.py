@@ -1,4 +1,4 @@
-"""The packaged model as the gate of faster arithmetic: it may lose half a point to fp32, no more."""
+"""The packaged model as the gate of faster arithmetic, which may lose half a point to fp32."""
 
 from __future__ import annotations
 
