@@ -1,29 +1,53 @@
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from sample_shard import PAIRS, make_sample_shard
 
-from blip_fast.cli.demo import samples
-from blip_fast.data import read_folder
+from blip_fast.cli.demo import sample_shard
 from blip_fast.data.table import read_rows
 
 
-def test_samples_are_small_and_show_every_case() -> None:
-    records = list(read_folder(samples()))
-    assert 20 <= len(records) <= 40
-    assert all(record.path.stat().st_size <= 15_000 for record in records)
-    texts = {record.key: record.web_text for record in records}
-    assert "" in texts.values() and None in texts.values()
-    truth = json.loads((samples() / "truth.json").read_text())
-    assert all(texts[key] for key in truth) and len(truth) == len(records) - 3
-    verdicts = [said["verdict"] for said in truth.values()]
-    assert 8 <= verdicts.count("true") <= 15  # noise for half of them, as of the web
-    with pytest.raises(OSError), Image.open(samples() / "truncated.jpg") as image:
+def _members(shard: Path) -> dict[str, bytes]:
+    with tarfile.open(shard) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar}
+        return {name: file.read() for name, file in files.items() if file is not None}
+
+
+def test_sample_shard_is_small_and_shows_every_case() -> None:
+    members = _members(sample_shard())
+    assert sample_shard().stat().st_size < 300_000
+    truths = [json.loads(data) for name, data in members.items() if name.endswith(".json")]
+    assert len(truths) == PAIRS
+    assert 20 <= sum(truth["verdict"] == "true" for truth in truths) <= 30  # half are noise
+    assert {truth["noise"] for truth in truths} == {
+        "none", "other", "attribute", "boilerplate", "partial",
+    }  # fmt: skip
+    assert members["empty-text.txt"] == b"" and "without-text.txt" not in members
+    with pytest.raises(OSError), Image.open(io.BytesIO(members["broken.jpg"])) as image:
         image.load()
+
+
+def test_sample_shard_is_what_its_maker_makes(tmp_path: Path) -> None:
+    """But for the bytes of pictures, which depend on the library that writes them."""
+    committed, made = _members(sample_shard()), _members(make_sample_shard(tmp_path))
+    assert list(committed) == list(made)
+    for name, data in committed.items():
+        if name.endswith(".png"):
+            with Image.open(io.BytesIO(data)) as one, Image.open(io.BytesIO(made[name])) as other:
+                assert one.tobytes() == other.tobytes()
+        elif name.endswith(".json"):
+            one, other = json.loads(data), json.loads(made[name])
+            del one["sha256"], other["sha256"]
+            assert one == other
+        elif name.endswith(".txt"):
+            assert data == made[name]
 
 
 def test_demo_ends_with_the_report(
@@ -36,6 +60,7 @@ def test_demo_ends_with_the_report(
     assert report.parent == tmp_path / "blip_fast_demo"
     assert ("untrained weights" in out) is not scenes.trained
     assert ("precision" in err) is scenes.trained
+    assert ("Rightly thrown out" in err) is scenes.trained
     assert "1 failed (failed_to_decode 1)" in err
     statuses = [row["status"] for row in read_rows(report.with_name("00000.parquet"))]
     assert statuses.count("success") == len(statuses) - 1
