@@ -1,8 +1,9 @@
 """The embedded model from nothing, by one command: vision, then LM, then all objectives; and VQA.
 
 The order is that of BLIP's own ancestry: a vision encoder that already sees, a language model on
-top of it, and only then contrast and matching; joint from the start, ITM stays at its prior. VQA
-is a branch of its own from the language model.
+top of it, and only then contrast and matching; joint from the start, ITM stays at its prior. The
+joint objectives are trained twice, the second time from a lower rate. VQA is a branch of its own
+from the language model.
 """
 
 from __future__ import annotations
@@ -27,25 +28,31 @@ class Stage:
     """A stage of training by recipe.
 
     Attributes:
-        name: of its recipe, and of its folder below the output.
+        name: of its folder below the output.
+        recipe: the file's name.
         after: the stage whose model it starts from; the vision encoder's where empty.
         data: of `SceneSource`, "caption" or "vqa".
         twins, lead: see `World`.
         quick: steps of a run that only shows how it learns.
+        changes: of the recipe.
     """
 
     name: str
+    recipe: str
     after: str
     data: str
     twins: bool
     lead: float
     quick: int
+    changes: tuple[str, ...] = ()
 
 
+_AGAIN = ("max_steps=2400", "init_lr=0.0005")
 STAGES = (
-    Stage("lm", after="", data="caption", twins=False, lead=0.0, quick=500),
-    Stage("joint", after="lm", data="caption", twins=True, lead=0.5, quick=400),
-    Stage("vqa", after="lm", data="vqa", twins=False, lead=0.0, quick=300),
+    Stage("lm", "lm", "", data="caption", twins=False, lead=0.0, quick=500),
+    Stage("joint", "joint", "lm", data="caption", twins=True, lead=0.5, quick=300),
+    Stage("vqa", "vqa", "lm", data="vqa", twins=False, lead=0.0, quick=300),
+    Stage("again", "joint", "joint", "caption", True, 0.5, quick=100, changes=_AGAIN),
 )
 _QUICK_VISION = 500
 
@@ -76,19 +83,19 @@ def train_scenes(
         recipe = stage_recipe(stage, output, seed, quick)
         tell(f"{stage.name}: {recipe.max_steps} steps")
         run(recipe, output / stage.name, tell, [stage_data(stage, recipe)])
-    return output / "joint" / "model"
+    return output / "again" / "model"
 
 
 def stage_recipe(stage: Stage, output: Path, seed: int, quick: bool) -> Recipe:
     """The recipe of a stage, with its starting point and seed."""
-    words = [f"seed={seed}"]
+    words = [f"seed={seed}", *stage.changes]
     if stage.after:
         words += [f"pretrained={output / stage.after / 'model'}"]
     else:
         words += [f"vision_init={output / VISION}", f"vocabulary={VOCABULARY}"]
     if quick:
         words += [f"max_steps={stage.quick}", "warmup_steps=50"]
-    return read_recipe(RECIPES / f"{stage.name}.yaml", words)[0]
+    return read_recipe(RECIPES / f"{stage.recipe}.yaml", words)[0]
 
 
 def stage_data(stage: Stage, recipe: Recipe) -> SceneSource:
