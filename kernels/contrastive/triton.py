@@ -248,7 +248,7 @@ def contrastive(
         return losses, statistics
     parts = triton.cdiv(entries, config.ENTRIES_OF_PART)
     partial = losses.new_empty(7, parts, rows)
-    launch = config.FORWARD[inputs[0].element_size()]
+    launch = config.forward(inputs[0].element_size(), width)
     forward_kernel[(triton.cdiv(rows, launch["ROWS"]), parts)](
         *inputs, partial, rows, entries, width, parts, ENTRIES_OF_PART=config.ENTRIES_OF_PART,
         PRECISION=_precision(), **launch,
@@ -277,7 +277,7 @@ def contrastive_backward(
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     if not rows:
         return grad_features, torch.zeros_like(temperature)
-    launch = config.BACKWARD[inputs[0].element_size()]
+    launch = config.backward(inputs[0].element_size(), width)
     tiles = triton.cdiv(entries, launch["ENTRIES"])
     row_programs = triton.cdiv(rows, launch["ROWS"])
     column_programs = triton.cdiv(width, config.COLUMNS)
