@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"CapFilt of {source.count} sample pictures into {output}, by the model 'scenes'.")
     if not model.trained:
         print("Its captions come from untrained weights: they are noise, and scores mean nothing.")
-    code = capfilt.finish(source, output, [model], [model], options)
+    code = capfilt.told(capfilt.finish(source, output, [model], [model], options))
     if model.trained:
         print(filtered(output / "00000.parquet"), file=sys.stderr)
     return code
