@@ -53,8 +53,8 @@ def refuse(args: argparse.Namespace) -> None:
         raise ValueError("--overwrite does not go with --rounds; give another output folder")
     if args.num_shards > 1:
         raise ValueError(
-            f"--num-shards {args.num_shards} does not go with --rounds: no round would be complete; "
-            "processes that are given the same command share its shards by themselves"
+            f"--num-shards {args.num_shards} does not go with --rounds, none of which would be "
+            "whole; processes that are given the same command share its shards by themselves"
         )
     check_commands(args.rounds, args.finetune)
 

@@ -60,7 +60,7 @@ def test_refusals_come_before_work(run: Any, pictures: Path, loads: list, tmp_pa
             "one captioner and one filter; 2",
         ),
         ((*finetune, "--overwrite"), "--overwrite does not go with --rounds"),
-        ((*finetune, "--num-shards", 2), "--num-shards does not go with --rounds"),
+        ((*finetune, "--num-shards", 2), "--num-shards 2 does not go with --rounds"),
     ):
         code, _, err = run(*command, *more)
         assert code == 1 and message in err
