@@ -144,7 +144,7 @@ def test_worlds_of_other_seeds_and_splits_share_no_scene() -> None:
     assert [world.scene(7) for world in worlds] == [world.scene(7) for world in worlds]
 
 
-_WORLDS: list[tuple[int, Split, bool]] = [
+_WORLDS: list[tuple[int, Split, float]] = [
     (seed, split, twins) for seed in (0, 1) for split in SPLITS for twins in (0.0, 1.0)
 ]
 
