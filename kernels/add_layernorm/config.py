@@ -20,8 +20,10 @@ MAX_WIDTH = 4096
 FORWARD_ELEMENTS = 1024
 
 # Backward: four warps and four rows of 1024 at once, so that a reduction's barrier serves four rows
-# and a lane keeps 16 partial sums for the gradients of weight and bias instead of 64.
+# and a lane keeps 16 partial sums for the gradients of weight and bias instead of 64. fp32 takes
+# eight: what is loaded ahead of a narrow or odd row does not fit the registers of four.
 BACKWARD_ELEMENTS = 4096
+BACKWARD_WARPS = {2: 4, 4: 8}
 
 # Programs of the backward pass on each SM, which share the rows: at 165 registers three of them
 # fit. Each writes two rows of partial sums, at 4,616 rows of 768 in bf16 a twelfth of all bytes.
@@ -44,13 +46,13 @@ def forward(width: int) -> dict[str, Any]:
     }
 
 
-def backward(width: int) -> dict[str, Any]:
+def backward(width: int, element_size: int) -> dict[str, Any]:
     """Tile and warps of the backward kernel for rows of `width` elements."""
     block = _power_of_two(width)
     return {
         "ROWS": max(1, BACKWARD_ELEMENTS // block),
         "BLOCK": block,
-        "num_warps": max(4, block // 256),
+        "num_warps": max(BACKWARD_WARPS[element_size], block // 256),
         "STAGES": STAGES,
     }
 

@@ -142,7 +142,7 @@ def add_layernorm_backward(
     rows = total.numel() // width if width else 0
     grad_x = torch.empty_like(total)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
-    launch = config.backward(width)
+    launch = config.backward(width, total.element_size())
     programs = min(triton.cdiv(rows, launch["ROWS"]), config.programs(total.device))
     partial = total.new_empty(2, programs, width, dtype=torch.float32)
     if programs:

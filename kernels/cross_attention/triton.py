@@ -118,15 +118,10 @@ def forward_kernel(
     result = tl.zeros([ROWS, BLOCK], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     most = tl.full([ROWS], float("-inf"), tl.float32)
-    full = keys // KEYS * KEYS
-    for start in range(0, full, KEYS):
-        k = load_rows(k_ptr, start + key, key_stride, keys, WIDTH, BLOCK, False)
-        v = load_rows(v_ptr, start + key, key_stride, keys, WIDTH, BLOCK, False)
-        result, total, most = attend(result, total, most, q, k, v, True, scale, False)
-    if full < keys:
-        k = load_rows(k_ptr, full + key, key_stride, keys, WIDTH, BLOCK, True)
-        v = load_rows(v_ptr, full + key, key_stride, keys, WIDTH, BLOCK, True)
-        inside = (full + key < keys)[None, :]
+    for start in range(0, keys, KEYS):
+        k = load_rows(k_ptr, start + key, key_stride, keys, WIDTH, BLOCK, True)
+        v = load_rows(v_ptr, start + key, key_stride, keys, WIDTH, BLOCK, True)
+        inside = (start + key < keys)[None, :]
         result, total, most = attend(result, total, most, q, k, v, inside, scale, True)
 
     result, logsumexp = finish(result, total, most, scale)

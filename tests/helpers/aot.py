@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,21 @@ _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 # by the size of its tiles.
 MATRIX = {80: r"mma\.sync", 90: r"wgmma\.mma_async|mma\.sync", 100: r"tcgen05\.mma|mma\.sync"}
 
+# Python 3.11's parser counts its depth for all threads together, and fails when two take turns.
+_PARSER = threading.Lock()
+
+
+class _Source(ASTSource):
+    """What a kernel is compiled from; parsed by one thread at a time."""
+
+    def hash(self) -> str:
+        with _PARSER:
+            return super().hash()
+
+    def make_ir(self, *arguments: Any) -> Any:
+        with _PARSER:
+            return super().make_ir(*arguments)
+
 
 @dataclass(frozen=True)
 class Compilation:
@@ -65,7 +81,7 @@ class Compilation:
 
     def compile(self, capability: int) -> Compiled:
         attributes = {(i,): [["tt.divisibility", 16]] for i in self.aligned}
-        source = ASTSource(self.kernel, self.signature, self.constants, attributes)
+        source = _Source(self.kernel, self.signature, self.constants, attributes)
         target = GPUTarget("cuda", capability, 32)
         result = triton.compile(source, target=target, options=self.options)
         return Compiled(self, capability, result.asm["ptx"], result.asm["cubin"])
