@@ -58,14 +58,20 @@ asan: $(TESTABLE)     ## the native rooms' tests under AddressSanitizer and UBSa
 	BLIP_FAST_NATIVE_LIBRARY=$(CURDIR)/build/asan/libblip_fast_cpu.so \
 	  $(BIN)/pytest --capture=sys $(ASAN_TESTS)
 
+# The packages of some extras alone: installing `.[extra]` would compile the native library again.
+define add_extras
+$(BIN)/pip install $$($(BIN)/python -c 'import sys; from importlib.metadata import requires; \
+  print(*(r.partition(";")[0] for r in requires("blip-fast") if {*r.split("\"")[1::2]} & {*sys.argv}))' $(1))
+endef
+
 # The imports come first: a library that cannot be loaded is an error here, not a skipped test.
 dali: $(TESTABLE)     ## NVIDIA's JPEG decoders (0.6 GB more), tested on the CPU, and a GPU if any
-	$(INSTALL) -e '.[dali,nvimgcodec]'
+	$(call add_extras,dali nvimgcodec)
 	$(BIN)/python -c 'import nvidia.dali, nvidia.nvimgcodec'
 	$(BIN)/pytest tests/images/test_device_decoders.py tests/capfilt/test_device_decoding.py
 
 ray: $(TESTABLE)      ## Ray (0.4 GB more), and CapFilt on several workers of this machine
-	$(INSTALL) -e '.[ray]'
+	$(call add_extras,ray)
 	$(BIN)/python -c 'import ray.data'
 	$(BIN)/pytest tests/capfilt/test_ray_run.py
 

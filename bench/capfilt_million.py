@@ -4,8 +4,8 @@ Small pictures in tar shards of 10,000 go through every stage, with a model that
 one text in ten is kept. The resident memory must not grow from the first tenth of the run on. Then
 the same call again: what a restart costs when everything is done.
 
-Usage: python -m bench.capfilt_million [--rows 20000] [--folder /a/disk]
-       python -m bench.capfilt_million --rows 1000000
+Usage: python -m bench.capfilt_million [--rows 20000]
+       python -m bench.capfilt_million --rows 1000000 --folder /a/disk/million
 """
 
 from __future__ import annotations
@@ -90,45 +90,58 @@ def resident() -> int:
 
 
 def run(source: Path, output: Path, rows: int) -> tuple[CapFiltSummary, list[int]]:
-    """A run, with the resident memory at each tenth of it."""
+    """A run, or the rest of one, with the resident memory before it and at each tenth of all."""
     model: Any = Instant()
-    seen, sizes = 0, []
+    seen, sizes = 0, [resident()]
 
     def measure(number: int) -> None:
         nonlocal seen
         seen += number
-        if seen * 10 // rows > len(sizes):
+        if seen * 10 // rows >= len(sizes):
             sizes.append(resident())
 
     summary = run_capfilt(source, output, model, model, CapFiltOptions(batch_size=BATCH), measure)
     return summary, sizes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--folder", type=Path, help="where it is written; a temporary folder")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        source, output = Path(temporary, "source"), Path(temporary, "out")
-        source.mkdir()
-        write_shards(source, arguments.rows)
-        started = time.perf_counter()
-        summary, sizes = run(source, output, arguments.rows)
-        seconds = time.perf_counter() - started
-        stats = summary.stats
-        assert summary.complete and stats["successes"] == arguments.rows, stats["status_dict"]
-        print(f"{arguments.rows} rows in {seconds:.1f} s: {arguments.rows / seconds:.0f} rows/s")
+def measure(folder: Path, rows: int) -> None:
+    """Run, or go on, and tell; then once more, when everything is done."""
+    source, output = folder / "source", folder / "out"
+    if not source.exists():
+        source.mkdir(parents=True)
+        write_shards(source, rows)
+    done = len(list(output.glob("*_stats.json"))) * min(rows, PER_SHARD)
+    started = time.perf_counter()
+    summary, sizes = run(source, output, rows)
+    seconds = time.perf_counter() - started
+    stats = summary.stats
+    assert summary.complete and stats["successes"] == rows, stats["status_dict"]
+    if done < rows:
+        went_on = f", {done} were done before" if done else ""
+        rate = (rows - done) / seconds
+        print(f"{rows - done} rows in {seconds:.1f} s: {rate:.0f} rows/s{went_on}")
         for name, stage in stats["stages"].items():
             slow = "  the slowest" if name == stats["slowest"] else ""
             print(f"  {name:10} {stage['images_per_second']:10.0f} rows/s alone{slow}")
-        print("resident MB at each tenth:", *(size // 2**20 for size in sizes))
-        growth = max(sizes[1:], default=sizes[0]) - sizes[0]
+        print("resident MB before, and at each tenth:", *(size // 2**20 for size in sizes))
+        growth = max(sizes[1:]) - sizes[1]
         assert growth <= ALLOWED, f"resident memory grew by {growth / 2**20:.0f} MB"
-        started = time.perf_counter()
-        again, _ = run(source, output, arguments.rows)
-        assert again.done == 0 and again.count == arguments.rows
-        print(f"again, with everything done: {time.perf_counter() - started:.2f} s")
+    started = time.perf_counter()
+    again, _ = run(source, output, rows)
+    assert again.done == 0 and again.count == rows
+    print(f"again, with everything done: {time.perf_counter() - started:.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path, help="stays, and the same command goes on in it")
+    arguments = parser.parse_args()
+    if arguments.folder is not None:
+        measure(arguments.folder, arguments.rows)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(Path(temporary), arguments.rows)
 
 
 if __name__ == "__main__":

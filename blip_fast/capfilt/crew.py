@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -44,25 +44,33 @@ class Crew:
         self._came = threading.Condition()
         self._done = threading.Condition()
         self._closed = False
+        self._awaited: Task | None = None
         for _ in range(workers):
             self._hire()
 
     def submit(self, work: Callable[[Any], Any], item: Any) -> Task:
-        task = Task(work, item)
+        return self.submit_all(work, [item])[0]
+
+    def submit_all(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Task]:
+        tasks = [Task(work, item) for item in items]
         with self._came:
-            self._tasks.append(task)
-            self._came.notify()
-        return task
+            self._tasks.extend(tasks)
+            self._came.notify(len(tasks))
+        return tasks
 
     def wait(self, task: Task) -> Any:
         """The result of a task; the exception itself where it raised one.
 
-        A task that takes longer than the limit has a TimeoutError for its result.
+        A task that takes longer than the limit has a TimeoutError for its result. One thread
+        waits at a time.
 
         Raises:
             Cancelled: where the crew is closed.
         """
+        if task.done:
+            return task.result
         with self._done:
+            self._awaited = task
             while not task.done:
                 if self._closed:
                     raise Cancelled
@@ -84,8 +92,9 @@ class Crew:
             self._done.notify_all()
 
     def _give_up(self, task: Task) -> TimeoutError:
-        task.done, task.seconds = True, self.limit
+        task.seconds = self.limit
         task.result = TimeoutError(f"{self.name} did not end within {self.limit:g} seconds")
+        task.done = True
         self._hire()
         return task.result
 
@@ -109,5 +118,7 @@ class Crew:
                 if task.done:  # given up: another has this place now
                     return
                 task.seconds = time.perf_counter() - started
-                task.result, task.done = result, True
-                self._done.notify_all()
+                task.result = result
+                task.done = True  # last: who waits looks at it without the lock
+                if task is self._awaited:  # waking for every other would cost more than the work
+                    self._done.notify_all()

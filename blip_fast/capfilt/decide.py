@@ -38,8 +38,11 @@ def prepare(candidates: Sequence[Candidate]) -> list[Candidate]:
         elif not text:
             marked.append(replace(candidate, status=Status.EMPTY_TEXT))
         else:
-            marked.append(replace(candidate, duplicate=text in seen))
+            again = text in seen
             seen.add(text)
+            if candidate.duplicate is not again:
+                candidate = replace(candidate, duplicate=again)
+            marked.append(candidate)
     return marked
 
 
@@ -56,6 +59,8 @@ def vote(filters: Sequence[Scores], how: Vote = "mean", weights: Sequence[float]
     Args:
         weights: one a filter, for "sum".
     """
+    if len(filters) == 1 and how != "sum":
+        return Scores(*(float(np.float32(value)) for value in vars(filters[0]).values()))
     shares = weights if how == "sum" else [1 / len(filters)] * len(filters)
 
     def join(values: list[float]) -> float:
@@ -84,14 +89,19 @@ def with_scores(
     """
     if not all(map(finite, filters)):
         return replace(candidate, status=Status.FAILED_SCORE, kept=False)
-    scored = replace(candidate, filters=tuple(filters), **vars(vote(filters, how, weights)))
-    return decide(scored, threshold, itc_threshold)
+    joined = vote(filters, how, weights)
+    kept = can_be_scored(candidate) and _reaches(joined, threshold, itc_threshold)
+    return replace(candidate, filters=tuple(filters), kept=kept, **vars(joined))
 
 
 def decide(candidate: Candidate, threshold: float, itc_threshold: float | None = None) -> Candidate:
     """Keep a text, or not, by the scores recorded with it."""
-    probability, similarity = candidate.itm_probability, candidate.itc_similarity
-    kept = can_be_scored(candidate) and probability is not None and probability >= threshold
-    if itc_threshold is not None:
-        kept = kept and similarity is not None and similarity >= itc_threshold
+    kept = can_be_scored(candidate) and _reaches(candidate, threshold, itc_threshold)
     return replace(candidate, kept=kept)
+
+
+def _reaches(scores: Candidate | Scores, threshold: float, itc_threshold: float | None) -> bool:
+    probability, similarity = scores.itm_probability, scores.itc_similarity
+    if probability is None or not probability >= threshold:
+        return False
+    return itc_threshold is None or (similarity is not None and similarity >= itc_threshold)

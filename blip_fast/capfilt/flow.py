@@ -247,8 +247,7 @@ class Flow:
                 if batch is None:
                     ended = True
                 else:
-                    tasks = [crew.submit(stage.work, item) for item in batch.items]
-                    pending.append((batch, tasks))
+                    pending.append((batch, crew.submit_all(stage.work, batch.items)))
                 continue
             batch, tasks = pending.popleft()
             for item, task in zip(batch.items, tasks, strict=True):

@@ -103,6 +103,8 @@ class Reader:
     def __init__(self, options: Iterable[ImageOptions]) -> None:
         self._options = list(dict.fromkeys(options))
         self._max_bytes = max(one.max_bytes for one in self._options)
+        # What decoding depends on: models that differ in size alone share a decoded picture.
+        self._alike = {one: replace(one, size=1) for one in self._options}
 
     def read(self, job: Job) -> tuple[WebPicture, bytes | None]:
         """A picture of the source, with its bytes where it has any."""
@@ -135,11 +137,10 @@ class Reader:
             return None
         with failing_as(Status.FAILED_TO_DECODE):
             decoded = {}
-            for options in self._options:
-                alike = replace(options, size=1)  # what decoding depends on
+            for options, alike in self._alike.items():
                 if alike not in decoded:
                     decoded[alike] = decode(job.data, options)
-            views = {o: resize(decoded[replace(o, size=1)], o.size) for o in self._options}
+            views = {o: resize(decoded[alike], o.size) for o, alike in self._alike.items()}
             return Decoded(views, *next(iter(decoded.values())).size)
 
     @property

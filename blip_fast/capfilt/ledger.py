@@ -129,11 +129,14 @@ class Ledger:
             if fresh or (owner and self._is_alive(owner)):
                 return False
         mine = self._claims / f"{name}.{int(claim.suffix[1:]) + 1 if claim else 1}"
+        draft = self.scratch / f"claim-{name}"  # linked, so that no claim is ever without a name
+        draft.write_text(self.name, encoding="utf-8")
         try:
-            with mine.open("x", encoding="utf-8") as file:
-                file.write(self.name)
+            os.link(draft, mine)
         except FileExistsError:  # another was faster
             return False
+        finally:
+            draft.unlink()
         self._mine[name] = mine
         return True
 
@@ -149,6 +152,9 @@ class Ledger:
         for folder in self._work.iterdir():
             if folder != self._claims and not _is_alive(folder, self._claims):
                 shutil.rmtree(folder, ignore_errors=True)
+        for claim in self._claims.iterdir():  # of one killed between its mark and letting go
+            if self.is_done(claim.stem):
+                claim.unlink(missing_ok=True)
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(_BEAT):

@@ -88,7 +88,7 @@ class Models:
             job.scores = [(*old, new) for old, (new, _) in zip(job.scores, judged, strict=True)]
             cuts = iter(cut for _, cut in judged)
             job.candidates = [
-                replace(c, truncated=c.truncated or next(cuts)) if can_be_scored(c) else c
+                replace(c, truncated=True) if can_be_scored(c) and next(cuts) else c
                 for c in job.candidates
             ]
 

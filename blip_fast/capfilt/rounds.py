@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from blip_fast.capfilt.ledger import Ledger
 from blip_fast.capfilt.summary import TOTALS
 from blip_fast.data import displayable, write_json
 from blip_fast.train.guard import STOPPED
@@ -74,7 +75,7 @@ def run_rounds(
     pairs = _begun(output, commands, first)
     folders = []
     for number in range(1, rounds + 1):
-        folder = output / f"round_{number:02d}"
+        folder = output / round_name(number)
         folders.append(folder)
         pair = pairs[number - 1]
         if not (folder / TOTALS).exists():
@@ -85,13 +86,20 @@ def run_rounds(
                 "it, or it was given a part of the shards. Give the same command when it is"
             )
         if number < rounds and len(pairs) == number:
-            models = output / f"round_{number:02d}_models"
-            models.mkdir(exist_ok=True)
-            for command in commands:
-                _run(words(command, folder, number, models, pair), number)
-            pairs.append(_left(models, pair, number))
-            _note(output, commands, pairs)
+            models = output / f"{round_name(number)}_models"
+            with _alone(models, commands, number):
+                pairs = _begun(output, commands, first)
+                if len(pairs) == number:  # else another process has, in the meantime
+                    for command in commands:
+                        _run(words(command, folder, number, models, pair), number)
+                    pairs.append(_left(models, pair, number))
+                    _note(output, commands, pairs)
     return folders
+
+
+def round_name(number: int) -> str:
+    """Of the folder of a round, from 1."""
+    return f"round_{number:02d}"
 
 
 def check_commands(rounds: int, commands: Sequence[str]) -> None:
@@ -131,6 +139,23 @@ def words(command: str, kept: Path, number: int, output: Path, pair: Pair) -> li
         **asdict(pair),
     }
     return [_NAMED.sub(lambda found: values[found[1]], word) for word in shlex.split(command)]
+
+
+@contextmanager
+def _alone(models: Path, commands: Sequence[str], number: int) -> Iterator[None]:
+    """Hold the folder that commands write to; what died holding it does not any more.
+
+    Raises:
+        ValueError: where another process is at it.
+    """
+    with Ledger(models, {"commands": list(commands)}) as ledger:
+        if not list(ledger.take([0])):
+            owner = ", ".join(ledger.held_by_others().values()) or "another process"
+            raise ValueError(
+                f"{owner} runs the commands after round {number}; give the same command when they "
+                "have ended"
+            )
+        yield
 
 
 def _run(command: Sequence[str], number: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import blip_fast
-from blip_fast.cli import common
+from blip_fast.cli import common, rounds
 from blip_fast.cli.tally import list_failures
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     _add_models(parser)
     _add_captions(parser)
     _add_shards(parser)
+    rounds.add_arguments(parser)
     common.add_recursive(parser)
     common.add_loading(parser)
     common.add_batch_size(parser)
@@ -127,6 +128,7 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from blip_fast.capfilt import CapFiltOptions, refuse_other_run
+    from blip_fast.capfilt.rounds import round_name
     from blip_fast.data.web import open_web
 
     weights = tuple(args.weights or ())
@@ -153,22 +155,33 @@ def run(args: argparse.Namespace) -> int:
         shard_index=args.shard_index,
         num_shards=args.num_shards,
     )
+    if rounds.asked(args):
+        rounds.refuse(args)
     source = open_web(
         args.source,
         options.shard_size,
         image_root=options.image_root,
         recursive=options.recursive,
     )
+    if rounds.asked(args):
+        refuse_other_run(args.output / round_name(1), source, options)
+        return rounds.run(
+            args,
+            lambda folder, captioner, filter_: _once(
+                args, source, options, folder, [captioner], [filter_]
+            ),
+        )
     refuse_other_run(args.output, source, options)
     captioners = args.captioner or [common.CAPTIONER]
     filters = args.filter or [common.FILTER]
-    if args.ray is not None:
-        return _run_on_ray(args, source.count, captioners, filters, options)
-    loaded = {name: common.load_model(args, name) for name in dict.fromkeys(captioners + filters)}
-    for untrained in sorted({m.source for m in loaded.values() if not m.trained}):
-        print(f"{untrained!r} has untrained weights: what it says means nothing.", file=sys.stderr)
-    models = [loaded[name] for name in captioners], [loaded[name] for name in filters]
-    return finish(source, args.output, *models, options)
+    return told(_once(args, source, options, args.output, captioners, filters))
+
+
+def told(summary: CapFiltSummary) -> int:
+    """Print where the report is; give the exit code."""
+    if summary.complete:
+        print(os.fspath(summary.report))
+    return 0 if summary.successes else 1
 
 
 def finish(
@@ -177,23 +190,42 @@ def finish(
     captioners: Sequence[Blip],
     filters: Sequence[Blip],
     options: CapFiltOptions,
-) -> int:
-    """Run with a progress bar, print the summary, give the exit code."""
+) -> CapFiltSummary:
+    """Run with a progress bar, and tell the summary."""
     from blip_fast.capfilt import run_capfilt
 
     with common.progress_bar(source.count) as bar:
         summary = run_capfilt(source, output, captioners, filters, options, bar.update)
     _report(summary)
-    return 0 if summary.successes else 1
+    return summary
+
+
+def _once(
+    args: argparse.Namespace,
+    source: WebSource,
+    options: CapFiltOptions,
+    output: Path,
+    captioners: Sequence[str],
+    filters: Sequence[str],
+) -> CapFiltSummary:
+    """One run by models that are named."""
+    if args.ray is not None:
+        return _run_on_ray(args, source.count, output, captioners, filters, options)
+    loaded = {n: common.load_model(args, n) for n in dict.fromkeys([*captioners, *filters])}
+    for untrained in sorted({m.source for m in loaded.values() if not m.trained}):
+        print(f"{untrained!r} has untrained weights: what it says means nothing.", file=sys.stderr)
+    models = [loaded[name] for name in captioners], [loaded[name] for name in filters]
+    return finish(source, output, *models, options)
 
 
 def _run_on_ray(
     args: argparse.Namespace,
     count: int | None,
+    output: Path,
     captioners: Sequence[str],
     filters: Sequence[str],
     options: CapFiltOptions,
-) -> int:
+) -> CapFiltSummary:
     """As `finish`, but models are loaded where they work, and not here."""
     from blip_fast.capfilt import run_on_ray
 
@@ -202,7 +234,7 @@ def _run_on_ray(
     with common.progress_bar(count) as bar:
         summary = run_on_ray(
             args.source,
-            args.output,
+            output,
             [specs[name] for name in captioners],
             [specs[name] for name in filters],
             options,
@@ -211,7 +243,7 @@ def _run_on_ray(
             progress=bar.update,
         )
     _report(summary)
-    return 0 if summary.successes else 1
+    return summary
 
 
 def _report(summary: CapFiltSummary) -> None:
@@ -236,7 +268,6 @@ def _report(summary: CapFiltSummary) -> None:
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept{why}", file=sys.stderr)
     _report_stages(stats)
     if summary.complete:
-        print(os.fspath(summary.report))
         return
     print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)
     for owner in sorted(set(summary.held.values())):

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"CapFilt of the sample pictures into {output}, by the model 'scenes'.")
     if not model.trained:
         print("Its captions come from untrained weights: they are noise, and scores mean nothing.")
-    code = capfilt.finish(source, output, [model], [model], options)
+    code = capfilt.told(capfilt.finish(source, output, [model], [model], options))
     if model.trained:
         labels = read_labels(sample_shard())
         write_report(output, labels)  # once more, now with the truth

@@ -4,57 +4,69 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blip_fast.cli import common
 
-if TYPE_CHECKING:
-    from blip_fast.capfilt import CapFiltOptions
-    from blip_fast.data.web import WebSource
-    from blip_fast.tasks.model import Blip
-
-    # Runs CapFilt, prints its summary, gives the exit code.
-    Finish = Callable[[WebSource, Path, Sequence[Blip], Sequence[Blip], CapFiltOptions], int]
+# Does one round, or goes on with it: its folder, captioner and filter.
+Once = Callable[[Path, str, str], object]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="how often; each begins with models of the last"
+    group = parser.add_argument_group(
+        "rounds of bootstrapping",
+        "CapFilt, training on what it kept, CapFilt with the result; as: --rounds 2 --finetune "
+        "'./train.sh {kept} {captioner} {output}'. Rounds are in round_01 and so on of --output.",
     )
-    parser.add_argument(
+    group.add_argument("--rounds", type=int, default=1, help="how many; default 1")
+    group.add_argument(
         "--finetune",
         metavar="COMMAND",
         action="append",
         default=[],
-        help="run between two rounds, may be given several times; {kept} is the folder of kept "
-        "pairs, {captioner} and {filter} the models so far, {round} the number, {output} a folder "
-        "where it must leave captioner or filter, or model for both",
+        help="run between two rounds, without a shell, may be given several times; {kept} is the "
+        "folder of kept pairs, {captioner} and {filter} the models so far, {round} the number, "
+        "{output} a folder where it must leave captioner or filter, or model for both",
     )
 
 
-def run(
-    args: argparse.Namespace, source: WebSource, options: CapFiltOptions, finish: Finish
-) -> int:
-    """Do all rounds; each in a folder `round_01` and so on of the output."""
-    from blip_fast.capfilt.rounds import Pair, check_commands, run_rounds
+def asked(args: argparse.Namespace) -> bool:
+    """Whether a command is one of several rounds, or of the first of them."""
+    return args.rounds != 1 or bool(args.finetune)
 
-    captioners = args.captioner or [common.CAPTIONER]
-    filters = args.filter or [common.FILTER]
+
+def refuse(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: where the arguments cannot be those of rounds.
+    """
+    from blip_fast.capfilt.rounds import check_commands
+
+    captioners, filters = args.captioner or [None], args.filter or [None]
     if len(captioners) > 1 or len(filters) > 1:
         raise ValueError(
             f"rounds go with one captioner and one filter; {len(captioners)} and {len(filters)} "
             "were given"
         )
+    if args.overwrite:
+        raise ValueError("--overwrite does not go with --rounds; give another output folder")
+    if args.num_shards > 1:
+        raise ValueError(
+            f"--num-shards {args.num_shards} does not go with --rounds, none of which would be "
+            "whole; processes that are given the same command share its shards by themselves"
+        )
     check_commands(args.rounds, args.finetune)
 
-    def one(folder: Path, captioner: str, filter_: str) -> None:
-        loaded = {name: common.load_model(args, name) for name in {captioner, filter_}}
-        finish(source, folder, [loaded[captioner]], [loaded[filter_]], options)
 
-    folders = run_rounds(
-        args.output, args.rounds, args.finetune, Pair(captioners[0], filters[0]), one
+def run(args: argparse.Namespace, once: Once) -> int:
+    """Do all rounds, and print where the reports are."""
+    from blip_fast.capfilt.rounds import Pair, run_rounds
+
+    first = Pair(
+        (args.captioner or [common.CAPTIONER])[0],
+        (args.filter or [common.FILTER])[0],
     )
-    print(os.fspath((folders[-1] / "report.html").absolute()))
+    for folder in run_rounds(args.output, args.rounds, args.finetune, first, once):
+        print(os.fspath((folder / "report.html").absolute()))
     return 0

@@ -44,8 +44,10 @@ def _add_make(verbs: Any) -> None:
     parser.add_argument("--task", choices=("caption", "vqa", "nlvr"), default="caption")
     parser.add_argument(
         "--twins",
-        action="store_true",
-        help="neighbours differ in one attribute, and captions tell them apart",
+        type=float,
+        default=0.0,
+        help="share of neighbours that differ in one attribute, with captions that tell them "
+        "apart; default 0",
     )
     parser.add_argument(
         "--lead", type=float, default=0.0, help="share of captions with 'a picture of' before them"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from blip_fast.data.folder import is_url
+from blip_fast.images import network
 
 _PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts
 
@@ -57,12 +57,9 @@ def read_small(path: str) -> bytes | None:
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Do it again after a pause where it fails: networks do. A missing file stays missing."""
-    for pause in _PAUSES:
-        try:
-            return work()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError:
-            time.sleep(pause)
-    return work()
+    """Do it again after a pause where a network fails it; a missing file stays missing.
+
+    Raises:
+        OSError: where the last attempt failed, too.
+    """
+    return network.patiently(work, _PAUSES)

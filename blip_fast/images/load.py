@@ -20,6 +20,8 @@ Source: TypeAlias = str | Path | bytes | bytearray | memoryview | Image.Image | 
 # `s3://bucket/key`, and fsspec's chains such as `simplecache::s3://bucket/key`.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
 
+_PAUSES = (0.5, 2.0)  # seconds between attempts at a URL; of the many of a web table, some are dead
+
 
 def name_of(source: Source, number: int = 0) -> str:
     """What an image is called in messages: its path or URL, or "image 3" for one in memory.
@@ -33,8 +35,8 @@ def name_of(source: Source, number: int = 0) -> str:
 def read_bytes(source: str | Path | bytes | bytearray | memoryview, max_bytes: int) -> bytes:
     """The encoded bytes of an image, at most `max_bytes` of them.
 
-    A string with a scheme (`https://`, `s3://`, ...) is opened through fsspec; every other
-    string, and every Path, is a file of this machine.
+    A string with a scheme (`https://`, `s3://`, ...) is opened through fsspec, thrice where the
+    network fails; every other string, and every Path, is a file of this machine.
 
     Raises:
         ImageError: `failed_to_read` with the reason, or `too_large`.
@@ -71,8 +73,13 @@ def _read_file(path: str | Path, max_bytes: int) -> bytes:
 def _read_url(url: str, max_bytes: int) -> bytes:
     import fsspec  # here, because few need it and it takes time to import
 
-    with fsspec.open(url, "rb") as file:
-        return _read_at_most(file, max_bytes)
+    from blip_fast.images.network import patiently
+
+    def read() -> bytes:
+        with fsspec.open(url, "rb") as file:
+            return _read_at_most(file, max_bytes)
+
+    return patiently(read, _PAUSES)
 
 
 def _read_at_most(file: IO[Any], max_bytes: int) -> bytes:

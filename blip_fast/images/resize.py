@@ -66,6 +66,8 @@ def _filters_columns_first(width: int, height: int, size: int) -> bool:
 
 def _resample(pixels: Tensor, width: int, height: int) -> Tensor:
     """[1, 3, H, W] to [1, 3, height, width], uint8."""
+    if pixels.shape[2:] == (height, width):  # the filter would change nothing
+        return pixels
     if pixels.device.type == "cpu":
         return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
     return _resample_floats(pixels, width, height)

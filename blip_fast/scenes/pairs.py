@@ -2,7 +2,8 @@
 
 As twins, pictures 2k and 2k + 1 differ in one attribute, and each caption is true of its own
 picture alone. Side by side in a batch they make ITM's in-batch negatives hard in every attribute,
-positions and relations too, with no change to the objective.
+positions and relations too, with no change to the objective. With twins alone ITM sees no other
+negatives in the end, and forgets them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class World:
         split: see `sample_scene`.
         size: of pictures, in pixels.
         noise: share of texts that are noise.
-        twins: see above.
+        twins: share of such pairs of neighbours.
         lead: share of captions that begin with "a picture of", so that a model learns to write
             with BLIP's prompt and without.
     """
@@ -44,12 +45,14 @@ class World:
     split: Split = "train"
     size: int = 96
     noise: float = 0.0
-    twins: bool = False
+    twins: float = 0.0
     lead: float = 0.0
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        if not 0 <= self.twins <= 1:
+            raise ValueError(f"the share of twins is {self.twins}; it must be between 0 and 1")
 
     def scene(self, number: int) -> Scene:
         return self._pair(number)[0]
@@ -67,10 +70,10 @@ class World:
         return random.Random(stable_seed(f"{use}/{self.split}/{number}", self.seed))
 
     def _pair(self, number: int) -> tuple[Scene, str]:
-        if not self.twins:
+        first = number - number % 2
+        if self.rng("kind", first).random() >= self.twins:
             scene = sample_scene(scene_seed(self.split, number, self.seed), self.split)
             return scene, caption(scene, self.rng("text", number))
-        first = number - number % 2
         rng = self.rng("twins", first)
         for attempt in range(1000):
             seed = stable_seed(f"twins/{self.split}/{first}/{attempt}", self.seed)

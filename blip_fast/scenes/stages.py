@@ -2,8 +2,8 @@
 
 The order is that of BLIP's own ancestry: a vision encoder that already sees, a language model on
 top of it, and only then contrast and matching; joint from the start, ITM stays at its prior. The
-joint objectives are trained twice, the second time from a lower rate. VQA is a branch of its own
-from the language model.
+joint objectives are trained twice: on twins alone, which teach ITM what is hard, then on a mixture,
+which reminds it of the rest. VQA is a branch from the first of the two, as BLIP's own is.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Stage:
     recipe: str
     after: str
     data: str
-    twins: bool
+    twins: float
     lead: float
     quick: int
     changes: tuple[str, ...] = ()
 
 
-_AGAIN = ("max_steps=2400", "init_lr=0.0005")
+_AGAIN = ("max_steps=2000", "init_lr=0.0005")
 STAGES = (
-    Stage("lm", "lm", "", data="caption", twins=False, lead=0.0, quick=500),
-    Stage("joint", "joint", "lm", data="caption", twins=True, lead=0.5, quick=300),
-    Stage("vqa", "vqa", "lm", data="vqa", twins=False, lead=0.0, quick=300),
-    Stage("again", "joint", "joint", "caption", True, 0.5, quick=100, changes=_AGAIN),
+    Stage("lm", "lm", "", data="caption", twins=0.0, lead=0.0, quick=500),
+    Stage("joint", "joint", "lm", data="caption", twins=1.0, lead=0.5, quick=300),
+    Stage("vqa", "vqa", "joint", data="vqa", twins=0.0, lead=0.0, quick=300),
+    Stage("again", "joint", "joint", "caption", 0.5, 0.5, quick=100, changes=_AGAIN),
 )
 _QUICK_VISION = 500
 

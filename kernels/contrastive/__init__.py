@@ -76,7 +76,7 @@ def contrastive(
 
 
 class _Contrastive(torch.autograd.Function):
-    """The gradient around an opaque forward; it keeps five numbers a row, no similarities."""
+    """The gradient around an opaque forward; it keeps six numbers a row, no similarities."""
 
     @staticmethod
     def forward(ctx: Any, implementation: str, *arguments: Any) -> Tensor:
@@ -104,7 +104,7 @@ def _fake(
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
     losses = features.new_empty(features.shape[0], dtype=torch.float32)
-    return losses, losses.new_empty(5, features.shape[0])
+    return losses, losses.new_empty(6, features.shape[0])
 
 
 def _fake_backward(

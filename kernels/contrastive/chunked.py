@@ -1,12 +1,13 @@
 """ITC with soft targets, a part of the bank at a time.
 
 Similarities exist for one part of the bank at once, those of the features and of the momentum
-features from one product. What both passes share is five numbers a row, the `statistics`:
+features from one product. What both passes share is six numbers a row, the `statistics`:
 
     0, 1  the largest similarity of the features and of the momentum features, divided by the
           temperature, as all here
     2, 3  the logarithm of the sum of powers of the similarities, each less the largest
     4     how many entries of the bank are positives
+    5     the expected similarity of the features under the soft targets, less the largest
 
 The first two pairs add to the logsumexps; apart, large similarities do not cost them their digits.
 """
@@ -30,7 +31,7 @@ def contrastive(
     bank_ids: Tensor,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """[B, E] against [Q, E] -> losses [B] and statistics [5, B], float32."""
+    """[B, E] against [Q, E] -> losses [B] and statistics [6, B], float32."""
     both = _scaled(features, momentum, temperature)
     rows = len(ids)
     # Of features and momentum features: the largest similarity so far and the sum of powers.
@@ -51,7 +52,7 @@ def contrastive(
         total = total * shrink + torch.cat([powers, weights.sum(1)])
     logsumexp = most + total.log()
     expected = alpha * soft / total[rows:] + (1 - alpha) * positive / count
-    statistics = torch.cat([most, total.log(), count]).view(5, rows)
+    statistics = torch.cat([most, total.log(), count, expected - most[:rows]]).view(6, rows)
     return logsumexp[:rows] - expected, statistics
 
 

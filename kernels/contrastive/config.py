@@ -18,6 +18,10 @@ BACKWARD: dict[int, dict[str, Any]] = {
     2: {"ROWS": 32, "ENTRIES": 64, "STEP": 64, "num_warps": 8, "num_stages": 2},
     4: {"ROWS": 32, "ENTRIES": 32, "STEP": 32, "num_warps": 8, "num_stages": 2},
 }
+# Features whose width is no multiple of 16 are loaded element by element, with an address in two
+# registers for each: of 64 entries these alone do not fit. No model has such features.
+ODD_FORWARD: dict[str, Any] = {"ENTRIES": 32, "STEP": 32}
+ODD_BACKWARD: dict[str, Any] = {"ENTRIES": 16, "STEP": 32}
 
 # Entries that a program of the forward pass reduces: 57,632 of them make 226 programs for 32 rows.
 # It does not follow the number of rows, so that a row's loss does not depend on its neighbours.
@@ -34,6 +38,16 @@ COLUMNS = 256
 # partial gradients on an H200, whatever the batch is.
 PROGRAMS_PER_SM = 2
 REDUCE_ROWS = 8
+
+
+def forward(element_size: int, width: int) -> dict[str, Any]:
+    """Tile, warps and stages of the forward kernel."""
+    return FORWARD[element_size] | (ODD_FORWARD if width % 16 else {})
+
+
+def backward(element_size: int, width: int) -> dict[str, Any]:
+    """Tile, warps and stages of the backward kernel."""
+    return BACKWARD[element_size] | (ODD_BACKWARD if width % 16 else {})
 
 
 def backward_parts(device: torch.device, row_programs: int, tiles: int) -> int:

@@ -152,6 +152,7 @@ def merge_kernel(
     tl.store(statistics_ptr + 2 * rows, tl.log(total), mask=known)
     tl.store(statistics_ptr + 3 * rows, tl.log(teacher_total), mask=known)
     tl.store(statistics_ptr + 4 * rows, count, mask=known)
+    tl.store(statistics_ptr + 5 * rows, expected - most, mask=known)
 
 
 @triton.jit
@@ -179,6 +180,7 @@ def backward_kernel(
     log_total = tl.load(statistics_ptr + 2 * rows)[:, None]
     teacher_log_total = tl.load(statistics_ptr + 3 * rows)[:, None]
     of_positive = ((1 - alpha) / tl.load(statistics_ptr + 4 * rows))[:, None]
+    expected = tl.load(statistics_ptr + 5 * rows)[:, None]
 
     towards = tl.zeros([ROWS, COLUMNS], tl.float32)
     heat = tl.zeros([ROWS], tl.float32)
@@ -193,11 +195,11 @@ def backward_kernel(
         same = tl.load(bank_id_ptr + known_entry)[None, :] == row_id[:, None]
         y = alpha * tl.exp(teacher - teacher_most - teacher_log_total)
         y += tl.where(same, of_positive, 0.0)
-        student = student - most - log_total
-        d = tl.where((entry < bank)[None, :], tl.exp(student) - y, 0.0)
-        # As the d of a row sum to 0, each similarity may be taken less the logsumexp: fewer digits
-        # cancel.
-        heat += tl.sum(d * student, axis=1)
+        student = student - most
+        d = tl.where((entry < bank)[None, :], tl.exp(student - log_total) - y, 0.0)
+        # The d of a row sum to 0 but for rounding, so similarities may be taken less any number:
+        # less the expected one, a relative error of all powers of a row errs no more than itself.
+        heat += tl.sum(d * (student - expected), axis=1)
         place = known_entry.to(tl.int64)[:, None] * width + column[None, :]
         entries = tl.load(bank_ptr + place, mask=known_column[None, :], other=0.0)
         towards = tl.dot(d.to(entries.dtype), entries, towards, input_precision=PRECISION)
@@ -237,16 +239,16 @@ def contrastive(
     bank_ids: Tensor,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """The operator: [B, E] against [Q, E] -> losses [B] and statistics [5, B], float32."""
+    """The operator: [B, E] against [Q, E] -> losses [B] and statistics [6, B], float32."""
     inputs = _prepared(features, momentum, bank, temperature, ids, bank_ids)
     (rows, width), entries = features.shape, len(bank)
     losses = features.new_empty(rows, dtype=torch.float32)
-    statistics = losses.new_empty(5, rows)
+    statistics = losses.new_empty(6, rows)
     if not rows:
         return losses, statistics
     parts = triton.cdiv(entries, config.ENTRIES_OF_PART)
     partial = losses.new_empty(7, parts, rows)
-    launch = config.FORWARD[inputs[0].element_size()]
+    launch = config.forward(inputs[0].element_size(), width)
     forward_kernel[(triton.cdiv(rows, launch["ROWS"]), parts)](
         *inputs, partial, rows, entries, width, parts, ENTRIES_OF_PART=config.ENTRIES_OF_PART,
         PRECISION=_precision(), **launch,
@@ -275,7 +277,7 @@ def contrastive_backward(
     grad_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     if not rows:
         return grad_features, torch.zeros_like(temperature)
-    launch = config.BACKWARD[inputs[0].element_size()]
+    launch = config.backward(inputs[0].element_size(), width)
     tiles = triton.cdiv(entries, launch["ENTRIES"])
     row_programs = triton.cdiv(rows, launch["ROWS"])
     column_programs = triton.cdiv(width, config.COLUMNS)

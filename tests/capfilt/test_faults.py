@@ -227,6 +227,30 @@ def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path: Path) -> None
     assert not (tmp_path / ".work").exists()
 
 
+def test_claims_have_a_name_from_the_first_moment_and_end_with_their_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim without a name would keep its shard from all for two minutes."""
+    with Ledger(tmp_path, {"a": 1}) as ours:
+        claims, link, seen = tmp_path / ".work/claims", os.link, []
+
+        def look(draft: Any, target: Any) -> None:
+            assert list(claims.iterdir()) == []
+            link(draft, target)
+            seen.append(Path(target).read_text())
+
+        monkeypatch.setattr(os, "link", look)
+        assert list(ours.take([0])) == ["00000"] and seen == [ours.name]
+        ours.drop("00000")
+        monkeypatch.undo()
+        (claims / "00000.1").write_text("one that was killed after its mark")
+        (tmp_path / "00000_stats.json").write_text("{}")
+    assert claims.exists()
+    with Ledger(tmp_path, {"a": 1}):
+        assert list(claims.iterdir()) == []
+    assert not (tmp_path / ".work").exists()
+
+
 def test_sigterm_finishes_the_batch_and_exits_with_143(
     source: Path, tmp_path: Path, stub: Any, clean: Any
 ) -> None:

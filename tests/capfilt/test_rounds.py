@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from capfilt_stub import StubBlip
 
 from blip_fast.capfilt import CapFiltOptions, run_capfilt
+from blip_fast.capfilt.ledger import Ledger
 from blip_fast.capfilt.rounds import ROUNDS, Pair, check_commands, run_rounds, words
 from blip_fast.data import open_source
 
@@ -213,30 +213,12 @@ def test_sigterm_reaches_the_command(tmp_path: Path) -> None:
     assert len(json.loads((out / ROUNDS).read_text())["models"]) == 1
 
 
-def test_the_command_line(
-    tmp_path: Path, source: Path, train: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    from blip_fast.cli import common, rounds
-    from blip_fast.data.web import open_web
-
-    asked: list[str] = []
-
-    def load(args: Any, name: str) -> Any:
-        asked.append(Path(name).name)
-        return StubBlip()
-
-    def finish(source: Any, folder: Path, captioners: Any, filters: Any, options: Any) -> int:
-        run_capfilt(source, folder, captioners, filters, options)
-        return 0
-
-    monkeypatch.setattr(common, "load_model", load)
-    parser = ArgumentParser()
-    rounds.add_arguments(parser)
-    args = parser.parse_args(["--rounds", "2", "--finetune", train])
-    args.output, args.captioner, args.filter = tmp_path / "out", ["c"], ["c"]
-    assert rounds.run(args, open_web(source), OPTIONS, finish) == 0
-    assert asked[0] == "c" and sorted(asked[1:]) == ["c", "captioner"]
-    assert capsys.readouterr().out.endswith(f"{tmp_path / 'out/round_02/report.html'}\n")
-    args.captioner = ["c", "d"]
-    with pytest.raises(ValueError, match="one captioner and one filter; 2 and 1"):
-        rounds.run(args, open_web(source), OPTIONS, finish)
+def test_two_processes_do_not_train_at_once(tmp_path: Path, runs: Runs, train: str) -> None:
+    out = tmp_path / "out"
+    run_rounds(out, 1, [], FIRST, runs)
+    with Ledger(out / "round_01_models", {"commands": [train]}) as other:
+        assert list(other.take([0])) == ["00000"]
+        with pytest.raises(ValueError, match=f"{other.name} runs the commands after round 1"):
+            run_rounds(out, 2, [train], FIRST, runs)
+    run_rounds(out, 2, [train], FIRST, runs)
+    assert len(calls(out)) == 1 and not (out / "round_01_models/.work").exists()

@@ -117,8 +117,20 @@ def test_a_source_of_an_unknown_task_is_refused() -> None:
         SceneSource(World(0), 10, "itm")
 
 
+def test_a_share_of_neighbours_are_twins() -> None:
+    none, half, all_ = (World(2, size=32, twins=share) for share in (0.0, 0.5, 1.0))
+    count = 0
+    for number in range(0, 400, 2):
+        pairs = [[world.pair(n) for n in (number, number + 1)] for world in (none, half, all_)]
+        assert pairs[1] in (pairs[0], pairs[2])
+        count += pairs[1] == pairs[2]
+    assert 75 <= count <= 125
+    with pytest.raises(ValueError, match="the share of twins is 1.5"):
+        World(2, twins=1.5)
+
+
 def test_neighbouring_twins_have_each_its_own_caption() -> None:
-    world = World(2, size=32, twins=True)
+    world = World(2, size=32, twins=1.0)
     for number in range(0, 120, 2):
         (one, text), (two, other_text) = world.pair(number), world.pair(number + 1)
         assert judge(text.text, one).true and judge(other_text.text, two).true
@@ -132,8 +144,8 @@ def test_worlds_of_other_seeds_and_splits_share_no_scene() -> None:
     assert [world.scene(7) for world in worlds] == [world.scene(7) for world in worlds]
 
 
-_WORLDS: list[tuple[int, Split, bool]] = [
-    (seed, split, twins) for seed in (0, 1) for split in SPLITS for twins in (False, True)
+_WORLDS: list[tuple[int, Split, float]] = [
+    (seed, split, twins) for seed in (0, 1) for split in SPLITS for twins in (0.0, 1.0)
 ]
 
 
