@@ -73,23 +73,42 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", default="a picture of ", help="what captions go on from")
-    parser.add_argument("--num-captions", type=int, default=1, help="for each picture")
-    parser.add_argument("--num-beams", type=int, default=3, help="1 is greedy; default 3")
-    parser.add_argument("--top-p", type=float, help="sample from this much probability instead")
-    parser.add_argument("--min-length", type=int, default=10, help="tokens, with the prompt")
-    parser.add_argument("--max-length", type=int, default=30, help="tokens, with the prompt")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling; default 0")
-    parser.add_argument(
+    group = parser.add_argument_group("how captions are written")
+    group.add_argument("--prompt", default="a picture of ", help="what captions go on from")
+    group.add_argument("--num-captions", type=int, default=1, help="for each picture")
+    group.add_argument("--num-beams", type=int, default=3, help="1 is greedy; default 3")
+    group.add_argument(
+        "--top-p", type=float, help="sample, from the likeliest words of this much probability"
+    )
+    group.add_argument(
+        "--top-k", type=int, help="sample, from so many likeliest words; default 50, 0 is all"
+    )
+    group.add_argument(
+        "--temperature", type=float, help="of sampling; default 1, below it less is risked"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of sampling; default 0")
+    group.add_argument(
+        "--min-length", type=int, default=10, help="tokens, with the prompt; default 10"
+    )
+    group.add_argument(
+        "--max-length", type=int, default=30, help="tokens, with the prompt; default 30"
+    )
+    group.add_argument(
         "--repetition-penalty", type=float, help="1 is none; default: 1.1 when sampling, else 1"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        help="above 0 beams of more words do better; default 1",
+    )
+    group.add_argument(
         "--early-stopping",
         choices=_EARLY_STOPPING,
         default="false",
         help="when beams stop, as in transformers; default false",
     )
-    parser.add_argument(
+    group.add_argument(
         "--forbid",
         action="append",
         default=[],
@@ -97,22 +116,23 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="never write this word or phrase; may be given several times",
     )
     # An older script's list with commas.
-    parser.add_argument(
+    group.add_argument(
         "--fail-phrases",
         dest="forbid",
         type=lambda words: [word.strip() for word in words.split(",") if word.strip()],
         action="extend",
         help=argparse.SUPPRESS,
     )
-    parser.add_argument(
+    group.add_argument(
         "--slots", type=int, help="pictures written about at once; default: what fits 512 MB"
     )
     # Older scripts sample unless this is given, and then ignore --top-p.
-    parser.add_argument("--beam-search", action="store_true", help=argparse.SUPPRESS)
+    group.add_argument("--beam-search", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     tally = Tally(args.json)
+    search = _search(args)
     jobs = _plan(common.find_inputs(args), args, tally)
     if not jobs:
         return tally.report("captioned")
@@ -124,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         seed=[stable_seed(job.found.key, args.seed) for job in jobs],
         batch_size=args.batch_size,
         slots=args.slots,
-        **_search(args),
+        **search,
     )
     with common.progress_bar(len(jobs)) as bar:
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -137,16 +157,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> dict[str, Any]:
-    return {
+    search = {
         "num_captions": args.num_captions,
         "num_beams": args.num_beams,
         "top_p": None if args.beam_search else args.top_p,
         "min_length": args.min_length,
         "max_length": args.max_length,
         "repetition_penalty": args.repetition_penalty,
+        "length_penalty": args.length_penalty,
         "early_stopping": _EARLY_STOPPING[args.early_stopping],
         "forbidden": args.forbid,
     }
+    if args.top_k is not None and not args.beam_search:
+        search |= {"top_k": args.top_k, "top_p": 1.0 if args.top_p is None else args.top_p}
+    if args.temperature is not None:
+        if search["top_p"] is None:
+            raise ValueError(
+                f"--temperature {args.temperature} is of sampling, and beams do not sample; give "
+                "--top-p or --top-k, too"
+            )
+        search["temperature"] = args.temperature
+    return search
 
 
 def _plan(found: Sequence[Found], args: argparse.Namespace, tally: Tally) -> list[Job]:

@@ -64,29 +64,30 @@ def add_model(parser: argparse.ArgumentParser, default: str, *aliases: str) -> N
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
-    parser.add_argument(
+    group = parser.add_argument_group("how the model runs")
+    group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="default: see `blip-fast info`",
     )
-    parser.add_argument(
+    group.add_argument(
         "--quantize", choices=("int8",), help="hold most weights as int8, on a CPU: faster"
     )
-    parser.add_argument(
+    group.add_argument(
         "--decode",
         choices=get_args(Decoder),
         default="auto",
         help="who reads picture files; dali and nvimgcodec, extras of the package, read JPEG on "
         "the model's device and leave the other kinds to pillow; default auto, on the CPU",
     )
-    parser.add_argument("--image-size", type=int, help="pixels; default: the checkpoint's own")
-    parser.add_argument(
+    group.add_argument("--image-size", type=int, help="pixels; default: the checkpoint's own")
+    group.add_argument(
         "--compat",
         choices=("paper", "transformers"),
         help="whose behaviour to follow where they differ; default: paper",
     )
-    parser.add_argument(
+    group.add_argument(
         "--vocabulary", type=Path, help="a BERT vocab.txt, for checkpoints that carry none"
     )
 

@@ -31,6 +31,7 @@ class SearchOptions:
             length, is behind the worst of them. "never": by the length that would suit it best.
         forbidden: token sequences that are never written, prompts' ends included: a text whose
             last tokens are all but the last of a sequence does not go on with that one.
+        graphs: on a GPU, replay a recorded step; what is written is the same without.
 
     Raises:
         ValueError: where settings contradict each other.
@@ -47,6 +48,7 @@ class SearchOptions:
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = False
     forbidden: tuple[tuple[int, ...], ...] = ()
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         if min(self.num_texts, self.num_beams, self.max_length) < 1 or self.min_length < 0:

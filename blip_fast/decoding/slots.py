@@ -16,13 +16,15 @@ from torch import Tensor
 
 from blip_fast.decoding.beams import BeamSearch
 from blip_fast.decoding.options import SearchOptions
+from blip_fast.decoding.replay import Recorder, Replay, recorder_of
 from blip_fast.decoding.search import IndependentSearch, Search, Written, rows_of
 from blip_fast.med.blip import MED
 from blip_fast.med.context import PackedMemory, PackedPast, SelfCache, StepMemory, StepPast
 from blip_fast.text import pack
 
 # A CPU is asked after every step which rows go on, and computes only those. Another device would
-# have to wait for the answer, so it computes all rows, and is asked seldom whether texts ended.
+# have to wait for the answer, so it computes all rows, always in the same places: one recorded
+# step is replayed, and it is asked seldom whether texts ended.
 _STEPS_BETWEEN_QUESTIONS = 8
 
 
@@ -50,6 +52,8 @@ class Slots:
         pairs: [layers, M, K, 2, H, D], the memories; read where they lie.
         key_lengths: [M] int64, where memories are of unequal length.
         number: of slots; each has `options.rows` rows.
+        recorder: of steps, see `Replay`; the device's own where none is given. With one, all rows
+            are computed in every step.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Slots:
         key_lengths: Tensor | None,
         options: SearchOptions,
         number: int,
+        recorder: Recorder | None = None,
     ) -> None:
         self._model, self._pairs, self._key_lengths = model, pairs, key_lengths
         self._options, self._each = options, options.rows
@@ -78,7 +83,9 @@ class Slots:
         self._requests: list[Request | None] = [None] * number
         # The tokens chosen last, not yet run: rows, tokens, positions.
         self._chosen: tuple[Tensor, Tensor, Tensor] | None = None
-        self._compact = device.type == "cpu"
+        recorder = recorder or (recorder_of(device) if options.graphs else None)
+        self._compact = device.type == "cpu" and recorder is None
+        self._step = Replay(recorder)
         self._steps = 0
 
     @property
@@ -100,11 +107,18 @@ class Slots:
         slots = vacant[: len(requests)]
         for slot, request in zip(slots, requests, strict=True):
             self._requests[slot] = request
-        self._run_chosen()
         if requests:
+            self._run_chosen()
             self._begin(slots, requests)
-        self._choose()
+            self._choose()
+        else:
+            self._step(self._write_token)
         return self._ended()
+
+    def _write_token(self) -> None:
+        """One token of every live text, where nobody enters."""
+        self._run_chosen()
+        self._choose()
 
     def _begin(self, slots: Sequence[int], requests: Sequence[Request]) -> None:
         """Run prompts, each once, into the first row of its slot."""
@@ -134,7 +148,11 @@ class Slots:
         if parents is not None:
             self._ancestors[rows] = self._ancestors[parents]
         self._ancestors[rows, positions] = rows
-        self._chosen = rows, tokens, positions
+        if self._compact or self._chosen is None:
+            self._chosen = rows, tokens, positions
+        else:  # where the recorded step looks for them
+            self._chosen[1].copy_(tokens)
+            self._chosen[2].copy_(positions)
 
     def _run_chosen(self) -> None:
         """Run the tokens chosen last, except those that ended their texts."""

@@ -144,7 +144,8 @@ def _inverted_file(faiss: Any, index: FeatureIndex) -> Any:
     path = index.path.with_suffix(".faiss")
     good = np.flatnonzero(np.isfinite(index.features).all(1))
     if path.is_file() and path.stat().st_mtime >= index.path.stat().st_mtime:
-        inverted = faiss.read_index(str(path))
+        # Of a mapped file only the lists that a query probes are read.
+        inverted = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         if inverted.ntotal == len(good):
             return inverted
     features = np.ascontiguousarray(index.features[good], np.float32)

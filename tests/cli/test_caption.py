@@ -199,6 +199,35 @@ def test_top_p_without_beams_samples(run: Any, pictures: Path, recorder: Recorde
     assert recorder.asked["top_p"] == 0.8
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (("--top-k", 7), {"top_p": 1.0, "top_k": 7}),
+        (("--top-k", 0, "--top-p", 0.8), {"top_p": 0.8, "top_k": 0}),
+        (("--top-p", 0.8, "--temperature", 0.5), {"top_p": 0.8, "temperature": 0.5}),
+        (("--top-k", 7, "--beam-search"), {"top_p": None}),
+        (("--length-penalty", 2.0), {"top_p": None, "length_penalty": 2.0}),
+    ],
+)
+def test_flags_of_sampling_and_beams(
+    run: Any, pictures: Path, recorder: Recorder, flags: tuple[Any, ...], wanted: dict[str, Any]
+) -> None:
+    run("caption", pictures, *flags)
+    assert wanted.items() <= recorder.asked.items()
+
+
+def test_the_likeliest_word_alone_is_greedy(run: Any, pictures: Path) -> None:
+    flags = ("--json", "--repetition-penalty", 1)
+    sampled = run("caption", pictures, "--top-k", 1, *flags)[1]
+    assert sampled == run("caption", pictures, "--num-beams", 1, *flags)[1]
+    assert "caption" in sampled
+
+
+def test_a_temperature_without_sampling_is_refused(run: Any, pictures: Path, loads: list) -> None:
+    code, _, error = run("caption", pictures, "--temperature", 0.5)
+    assert code == 1 and "give --top-p or --top-k" in error and not loads
+
+
 def test_empty_captions_are_failures(run: Any, pictures: Path, recorder: Recorder) -> None:
     code, _, err = run("caption", pictures / "a.png", "--prompt", "")
     assert code == 1 and "empty_text" in err
