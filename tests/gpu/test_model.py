@@ -8,27 +8,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import random_med, tiny_config
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
+from whole_model import INDEX, TEXTS, images, inputs, model_of, step
 
 from blip_fast import kernels
-from blip_fast.med.blip import MED
-from blip_fast.text import pack
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TEXTS = pack([[101, 7, 8, 9, 102], [101, 3, 102], [101, 20, 21, 22, 23, 24, 102]])
-INDEX = torch.tensor([1, 0, 1])
-
-
-def model_of(device: str, dtype: torch.dtype) -> MED:
-    return random_med("pretrain", config=tiny_config("pretrain")).to(device, dtype)
-
-
-def images(device: str, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, 32, 32, generator=generator).to(device, dtype)
 
 
 def answers(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -47,17 +34,9 @@ def answers(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: t.cpu() for name, t in result.items()}
 
 
-def step(model: MED, device: str, dtype: torch.dtype) -> Tensor:
-    """A loss through vision, both text transformers and the head."""
-    texts, index = TEXTS.to(device), INDEX.to(device)
-    memory = model.remember(model.vision(images(device, dtype)))
-    match = model.match_logits(texts.starting_with(127), memory, index)
-    return model.losses(texts.starting_with(126), memory, index, 0.1).sum() + match[:, 1].sum()
-
-
 def gradients(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     model = model_of(device, dtype).requires_grad_(True)
-    step(model, device, dtype).backward()
+    step(model, *inputs(device, dtype)).backward()
     return {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -88,12 +67,12 @@ def test_seeing_compiles_whole() -> None:
     torch.testing.assert_close(memory.pairs, expected.pairs, rtol=0.05, atol=0.05)
 
 
-def test_a_training_step_compiles() -> None:
+def test_a_training_step_compiles_whole() -> None:
     grads = []
     for compiles in (False, True):
         model = model_of(DEVICE, torch.float32).requires_grad_(True)
-        loss = torch.compile(step) if compiles else step
-        loss(model, DEVICE, torch.float32).backward()
+        loss = torch.compile(step, fullgraph=True) if compiles else step
+        loss(model, *inputs(DEVICE, torch.float32)).backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     eager, compiled = grads
     assert eager.keys() == compiled.keys()
