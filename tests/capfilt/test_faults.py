@@ -70,7 +70,12 @@ def test_a_dying_worker(
 
 
 def test_a_decoder_that_hangs_costs_a_row(
-    source: Path, tmp_path: Path, stub: Any, clean: Any, monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    tmp_path: Path,
+    stub: Any,
+    clean: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from blip_fast.capfilt import jobs
 
@@ -89,6 +94,8 @@ def test_a_decoder_that_hangs_costs_a_row(
     (failure,) = summary.failures
     assert failure[:2] == ("d_broken.jpg", "failed_to_decode")
     assert failure[2] == "decoding did not end within 2 seconds"
+    (told,) = caplog.messages  # where it stands, for whoever repairs the decoder
+    assert told.startswith(f"decoding hangs at {source}/d_broken.jpg; it") and "ever.wait()" in told
     good = [row for row in read_rows(tmp_path / "out") if row["key"] != "d_broken.jpg"]
     assert good == [row for row in clean if row["key"] != "d_broken.jpg"]
 
