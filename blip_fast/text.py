@@ -26,6 +26,9 @@ First = Literal["[CLS]", "[ENC]", "[DEC]"]
 _BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _BLIP_SPECIAL = ("[DEC]", "[ENC]")  # in this order: ids 30522 and 30523 after BERT's vocabulary
 
+_LONGEST = 100_000  # characters of a text that are looked at, whatever they are
+_LONGEST_WORD = 100  # tokens, as it has characters: BERT takes what is longer for one unknown word
+
 
 @dataclass(frozen=True)
 class PackedText:
@@ -199,7 +202,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], first: First, max_length: int) -> PackedText:
         """Tokenise and pack: `first`, the text, [SEP]; at most `max_length` tokens in all.
 
-        Text beyond that is cut, [SEP] kept, and the sequence flagged as truncated.
+        Text beyond that is cut, [SEP] kept, and the sequence flagged as truncated; so is what goes
+        on for more than 100,000 characters.
         """
         return self._pack(texts, [self.id_of(first)], [self.id_of("[SEP]")], max_length)
 
@@ -222,12 +226,29 @@ class Tokenizer:
     def _pack(
         self, texts: Sequence[str], before: list[int], after: list[int], max_length: int
     ) -> PackedText:
-        bodies = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         room = max_length - len(before) - len(after)
+        bodies = self._heads(texts, room)
         return pack(
-            [[*before, *body.ids[:room], *after] for body in bodies],
-            [len(body.ids) > room for body in bodies],
+            [[*before, *ids[:room], *after] for ids in bodies],
+            [
+                len(ids) > room or len(text) > _LONGEST
+                for ids, text in zip(bodies, texts, strict=True)
+            ],
         )
+
+    def _heads(self, texts: Sequence[str], room: int) -> list[list[int]]:
+        """The ids of texts, the first `room` of them at least: of a text of megabytes, which
+        would take minutes, only the beginning is looked at."""
+        enough = 20 * room + 4000  # characters
+        found = self._encoded([text[:enough] for text in texts])
+        for place, text in enumerate(texts):
+            # A word that was cut in two has been other tokens, but they are a hundred at most.
+            if len(text) > enough and len(found[place]) <= room + _LONGEST_WORD:
+                (found[place],) = self._encoded([text[: max(enough, _LONGEST)]])
+        return found
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens left out."""

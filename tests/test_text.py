@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,28 @@ def test_long_texts_are_cut_and_flagged_and_keep_their_end() -> None:
     assert packed.truncated.tolist() == [False, True, False]
     assert packed.lengths.tolist() == [4, 6, 6]
     assert all(ids[-1] == SPECIAL.index("[SEP]") for ids in packed.tolist())
+
+
+def test_of_a_text_of_megabytes_the_beginning_is_looked_at(monkeypatch: Any) -> None:
+    """And its tokens are those of the whole, whatever stands where it is cut."""
+    tokenizer = Tokenizer(VOCABULARY)
+    texts = [" a dog" * 2000, "a" * 9000 + " dog" * 4000, " " * 9000 + "a dog", "a.dog " * 5000]
+    short = tokenizer.encode(texts, "[ENC]", 30)
+    lengths, encode = [], Tokenizer._encoded
+    monkeypatch.setattr(
+        Tokenizer,
+        "_encoded",
+        lambda self, some: lengths.extend(map(len, some)) or encode(self, some),
+    )
+    again = tokenizer.encode(texts, "[ENC]", 30)
+    assert lengths[:4] == [4560] * 4 and again.tolist() == short.tolist()
+    monkeypatch.setattr(Tokenizer, "_heads", lambda self, some, room: encode(self, list(some)))
+    whole = tokenizer.encode(texts, "[ENC]", 30)
+    assert short.tolist() == whole.tolist()
+    assert short.truncated.tolist() == whole.truncated.tolist() == [True, True, False, True]
+    monkeypatch.undo()
+    packed = tokenizer.encode(["a" * 10_000_000, " " * 100_001 + "a"], "[ENC]", 30)
+    assert packed.truncated.tolist() == [True, True] and packed.lengths.tolist() == [3, 2]
 
 
 def test_packing() -> None:

@@ -6,11 +6,16 @@ takes its place, so that one hostile file costs a row and not the run.
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
@@ -20,11 +25,12 @@ class Cancelled(Exception):
 class Task:
     """One call, waiting, under way or done."""
 
-    __slots__ = ("work", "item", "started", "done", "result", "seconds")
+    __slots__ = ("work", "item", "started", "thread", "done", "result", "seconds")
 
     def __init__(self, work: Callable[[Any], Any], item: Any) -> None:
         self.work, self.item = work, item
         self.started: float | None = None
+        self.thread = 0  # who is at it
         self.done = False
         self.result: Any = None
         self.seconds = 0.0
@@ -92,6 +98,9 @@ class Crew:
             self._done.notify_all()
 
     def _give_up(self, task: Task) -> TimeoutError:
+        frame = sys._current_frames().get(task.thread)
+        where = "".join(traceback.format_stack(frame)) if frame is not None else "nowhere\n"
+        _log.warning("%s hangs at %s; it stands here:\n%s", self.name, task.item, where.rstrip())
         task.seconds = self.limit
         task.result = TimeoutError(f"{self.name} did not end within {self.limit:g} seconds")
         task.done = True
@@ -109,6 +118,7 @@ class Crew:
                 if self._closed:
                     return
                 task = self._tasks.popleft()
+            task.thread = threading.get_ident()
             task.started = started = time.perf_counter()
             try:
                 result = task.work(task.item)

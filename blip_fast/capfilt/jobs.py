@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from blip_fast.capfilt.rows import Candidate, Row, Scores
+from blip_fast.data import displayable
 from blip_fast.data.web import WebPicture, WebShard
 from blip_fast.images import (
     ON_DEVICE,
@@ -53,6 +54,9 @@ class Job:
     @property
     def usable(self) -> bool:
         return self.status is Status.SUCCESS
+
+    def __str__(self) -> str:
+        return f"picture {self.number}" if self.picture is None else displayable(self.picture.path)
 
     def fail(self, status: Status, error: str) -> None:
         self.status, self.error = status, error

@@ -38,6 +38,7 @@ class Models:
         check_models(captioners, filters, options)
         self.captioners, self.filters, self.options = list(captioners), list(filters), options
         self._eyes = _same_eyes([*captioners, *filters])
+        self._too_many: dict[int, int] = {}  # pictures that a model's device had no room for
 
     @property
     def image_options(self) -> list[Any]:
@@ -109,13 +110,22 @@ class Models:
         self, batch: Batch, model: Blip, work: Callable[[Sequence[Job], Any], list[T]]
     ) -> list[T]:
         """Do something with a model's memory of the usable pictures; where the device's memory is
-        too small, with that of half of them at a time."""
+        too small, or was for as many before, with that of half of them at a time."""
         jobs = batch.usable
+        if not self._fits(model, jobs):
+            return self._in_halves(model, jobs, work)
         try:
             return work(jobs, self._memory(batch, model))
         except torch.OutOfMemoryError:
             batch.memories.clear()
+            self._note(model, jobs)
         return self._in_halves(model, jobs, work)
+
+    def _fits(self, model: Blip, jobs: Sequence[Job]) -> bool:
+        return len(jobs) < self._too_many.get(id(model), len(jobs) + 1)
+
+    def _note(self, model: Blip, jobs: Sequence[Job]) -> None:
+        self._too_many[id(model)] = max(2, len(jobs))  # a lone picture is always tried
 
     def _in_halves(
         self, model: Blip, jobs: Sequence[Job], work: Callable[[Sequence[Job], Any], list[T]]
@@ -125,10 +135,13 @@ class Models:
         done: list[T] = []
         half = len(jobs) // 2
         for some in (jobs[:half], jobs[half:]):
-            try:
-                done += work(some, _see(model, some))
-            except torch.OutOfMemoryError:
-                done += self._in_halves(model, some, work)
+            if self._fits(model, some):
+                try:
+                    done += work(some, _see(model, some))
+                    continue
+                except torch.OutOfMemoryError:
+                    self._note(model, some)
+            done += self._in_halves(model, some, work)
         return done
 
     def _memory(self, batch: Batch, model: Blip) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,17 @@ def test_what_looks_like_a_dataset(tmp_path: Path, stub: Any) -> None:
         {"bytes": jpeg(1), "path": "a.jpg"},
         {"bytes": None, "path": str(tmp_path / "b.jpg")},
         None,
+        {"bytes": jpeg(3), "path": None},
     ]
-    texts = ["one", ["two", "bad"], None]
+    texts = ["one", ["two", "bad"], None, math.nan]  # the last as pandas has it
     values = [{"image": i, "text": t} for i, t in zip(held, texts, strict=True)]
     found = rows(Table(values, Feature()), tmp_path / "out", stub())
-    assert [row["status"] for row in found] == ["success", "success", "failed_to_read"]
-    assert [row["web_texts"] for row in found] == [["one"], ["two", "bad"], []]
+    assert [row["status"] for row in found] == ["success", "success", "failed_to_read", "success"]
+    assert [row["web_texts"] for row in found] == [["one"], ["two", "bad"], [], []]
     kept = [[c["kept"] for c in row["candidates"] if c["source"] == "web"] for row in found]
-    assert kept == [[True], [True, False], []]
+    assert kept == [[True], [True, False], [], [False]]
+    assert found[3]["error_message"] == "its text is float"
+    assert found[3]["candidates"][0]["status"] == "failed_to_read"
 
 
 def test_datasets(tmp_path: Path, stub: Any) -> None:

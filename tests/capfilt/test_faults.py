@@ -70,7 +70,12 @@ def test_a_dying_worker(
 
 
 def test_a_decoder_that_hangs_costs_a_row(
-    source: Path, tmp_path: Path, stub: Any, clean: Any, monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    tmp_path: Path,
+    stub: Any,
+    clean: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from blip_fast.capfilt import jobs
 
@@ -89,6 +94,8 @@ def test_a_decoder_that_hangs_costs_a_row(
     (failure,) = summary.failures
     assert failure[:2] == ("d_broken.jpg", "failed_to_decode")
     assert failure[2] == "decoding did not end within 2 seconds"
+    (told,) = caplog.messages  # where it stands, for whoever repairs the decoder
+    assert told.startswith(f"decoding hangs at {source}/d_broken.jpg; it") and "ever.wait()" in told
     good = [row for row in read_rows(tmp_path / "out") if row["key"] != "d_broken.jpg"]
     assert good == [row for row in clean if row["key"] != "d_broken.jpg"]
 
@@ -318,16 +325,18 @@ def test_too_little_device_memory_halves_the_batch(source: Path, tmp_path: Path,
     whole = CapFiltOptions(batch_size=7)
     plain, small = stub(), stub()
     run_capfilt(source, tmp_path / "a", plain, plain, whole)
-    see = small.see
+    see, refused = small.see, []
 
     def out_of_memory(pixels: torch.Tensor, batch_size: int | None = None) -> Any:
         if len(pixels) > 2:
+            refused.append(len(pixels))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return see(pixels, batch_size)
 
     small.see = out_of_memory
     run_capfilt(source, tmp_path / "b", small, small, whole)
     assert list(read_rows(tmp_path / "a")) == list(read_rows(tmp_path / "b"))
+    assert refused == [6, 3]  # it is remembered for the filter's turn, and for all that follow
     small.see = Failing(small, "see", 1, torch.OutOfMemoryError("no"))  # for one picture, too
     (tmp_path / "one").mkdir()
     shutil.copy(source / "a_good.png", tmp_path / "one")

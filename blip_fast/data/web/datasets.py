@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ class WebDatasetShard(NoDamage):
         place = self._rows[number]
         row = self._dataset[place]
         key = f"row/{place}"
-        text = row[self._text] if self._text is not None else None
-        texts = tuple(as_text(t).strip() for t in ([text] if isinstance(text, str) else text or ()))
+        texts, wrong = _texts(row[self._text] if self._text is not None else None)
         value = row[self._image]
         if isinstance(value, dict):
             value = value["path"] if value["bytes"] is None else value["bytes"]
@@ -81,4 +81,15 @@ class WebDatasetShard(NoDamage):
             problem = f"the picture is {'null' if value is None else type(value).__name__}"
             return WebPicture(key, key, None, texts, Status.FAILED_TO_READ, problem)
         path = key if isinstance(value, bytes) else str(value)
-        return WebPicture(key, path, value, texts)
+        return WebPicture(key, path, value, texts, error=wrong, text_failed=bool(wrong))
+
+
+def _texts(value: Any) -> tuple[tuple[str, ...], str]:
+    """The texts of a cell, and what is wrong with it: None is no text, and a number is none."""
+    if value is None:
+        return (), ""
+    values = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+    wrong = [one for one in values if not isinstance(one, str)]
+    if wrong:
+        return (), f"its text is {type(wrong[0]).__name__}"
+    return tuple(as_text(one).strip() for one in values), ""
