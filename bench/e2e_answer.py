@@ -6,16 +6,13 @@ ways begin with the question's states. The same winners in fp32 come before any 
 
 Usage: python -m bench.e2e_answer [--questions 4] [--candidates 1000] [--k 128] [--threads 2]
            [--dtype bfloat16] [--turns 3] [--seconds 60]
-       python -m bench.e2e_answer --plot cost.csv       time against candidates scored whole
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -77,20 +74,6 @@ class Problem:
         return lambda: rank_answers(self.state, self.states, self.mask, padded, k)
 
 
-def plot(path: Path, problem: Problem, turns: int) -> None:
-    """Seconds of a call against the candidates scored whole, one row each, as CSV."""
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["k", "questions", "median_s", "low_s", "high_s"])
-        for k in (1, 16, 32, 64, 128, 256):
-            case = Case(f"k {k}", {"blip_fast": problem.ours(k)}, len(problem.lengths), "image")
-            timing = race(case, 0, check=False, turns_at_least=turns)["blip_fast"]
-            figures = (f"{t:.3f}" for t in (timing.median, timing.low, timing.high))
-            row = [k, len(problem.lengths), *figures]
-            table.writerow(row)
-            print(*row, sep=",", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--questions", type=int, default=4)
@@ -100,19 +83,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--turns", type=int, default=3, help="at least, of each")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--plot", type=Path, metavar="CSV")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     # not inference_mode: weights made in it would be packed anew by every call
     with torch.no_grad():
         dtype = getattr(torch, arguments.dtype)
-        if arguments.plot:
-            plot(
-                arguments.plot,
-                Problem(dtype, arguments.questions, arguments.candidates),
-                arguments.turns,
-            )
-            return
         exact = Problem(torch.float32, 2, arguments.candidates)
         winners = exact.ours(arguments.k)()
         assert torch.equal(winners, exact.reference(arguments.k)()), "winners differ"

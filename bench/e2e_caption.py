@@ -7,7 +7,6 @@ ours has written the same probability. Then all take turns.
 Usage: python -m bench.e2e_caption [--search greedy|beams|samples] [--images 8] [--threads 2]
            [--against transformers transformers-float32 int8] [--turns 3] [--seconds 60]
        python -m bench.e2e_caption --memory             peak above the weights, 3 beams
-       python -m bench.e2e_caption --plot cost.csv      time against beams, samples and images
 
 Ours computes in bfloat16; `transformers` in the same, `transformers-float32` as it comes from
 `from_pretrained`, `int8` is ours with int8 weights.
@@ -16,7 +15,6 @@ Ours computes in bfloat16; `transformers` in the same, `transformers-float32` as
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import subprocess
 import sys
@@ -161,27 +159,6 @@ def print_peaks(arguments: argparse.Namespace) -> None:
     print(f"{peaks['blip_fast'] / peaks['transformers']:.0%} of transformers' without what stays")
 
 
-def plot(path: Path, images: Tensor, turns: int) -> None:
-    """Seconds of a call against beams, samples and images, one row each, as CSV."""
-    _, ours = pair(torch.bfloat16)
-    plan: list[tuple[str, int, int, dict[str, Any]]] = []
-    plan += [("beams", n, len(images), {"num_beams": n}) for n in (1, 2, 3, 4, 6)]
-    plan += [("samples", n, len(images), {"num_captions": n, "top_p": 0.9}) for n in (1, 2, 4, 8)]
-    plan += [("images", n, n, {"num_beams": 3}) for n in (1, 2, 4, len(images))]
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["against", "number", "images", "median_s", "low_s", "high_s"])
-        for against, number, count, settings in plan:
-            some = images[:count]
-            calls = {"blip_fast": lambda some=some, s=settings: ours_call(ours, some, s)}
-            case = Case(f"{number} {against}", calls, count, "image")
-            timing = race(case, 0, check=False, turns_at_least=turns)["blip_fast"]
-            figures = (f"{t:.3f}" for t in (timing.median, timing.low, timing.high))
-            row = [against, number, count, *figures]
-            table.writerow(row)
-            print(*row, sep=",", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--search", default="beams", choices=SEARCHES)
@@ -191,7 +168,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="at least, of each")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--plot", type=Path, metavar="CSV")
     parser.add_argument("--peak", choices=["blip_fast", "transformers"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -203,8 +179,6 @@ def main() -> None:
             print(*measure_peak(arguments.peak, images))
         elif arguments.memory:
             print_peaks(arguments)
-        elif arguments.plot:
-            plot(arguments.plot, images, arguments.turns)
         else:
             check(arguments.search, images[:2])
             calls = contenders(arguments.search, images, arguments.against)

@@ -66,9 +66,10 @@ def recorder_of(device: torch.device) -> Recorder | None:
 
     def record(work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
-            # Only this thread's calls are held to what can be recorded: others read pictures.
+        # The outer context puts the stream back where recording fails, which the inner does not.
+        with torch.cuda.stream(torch.cuda.current_stream(device)):
             stream = torch.cuda.Stream(device)
+            # Only this thread's calls are held to what can be recorded: others read pictures.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 work()
         return graph.replay
