@@ -5,8 +5,9 @@ is seen once and its memory read by all. Base size, 384 px, random weights; a ca
 with pixels. Beside the table, `--svg` draws every curve with the line of what would grow in
 proportion.
 
-Usage: python -m bench.e2e_cost [--images 2] [--turns 3] [--threads 2] [--dtype bfloat16]
-           [--only beams samples tokens images candidates] [--csv FILE] [--svg FILE]
+Usage: python -m bench.e2e_cost [--images 2] [--size 384] [--turns 3] [--threads 2]
+           [--dtype bfloat16] [--only beams samples tokens images candidates]
+           [--csv FILE] [--svg FILE]
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import blip_fast
 from bench.chart import Curve, draw
 from bench.e2e_answer import Problem
-from bench.e2e_caption import PROMPT, pair
 from bench.harness import Case, race
 from bench.machine import git_sha, machine_kind
+from bench.random_blip import captioner, pictures
 
 HEADER = ("against", "number", "images", "median_s", "low_s", "high_s", "times_the_first")
 TOKENS = 4, 8, 16, 32
@@ -39,7 +41,8 @@ OF = {
     "images": "images, 3 beams, 16 new tokens",
     "candidates": "candidates scored whole, of 1,000",
 }
-BEGINNING = 1 + len(PROMPT)  # [DEC] and the prompt, which lengths count
+PROMPT = "w1 w2 w3"
+BEGINNING = 1 + 3  # [DEC] and the prompt, which lengths count
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,15 @@ class Point:
     tokens: int | None = None
 
 
-def captions(images: Tensor, dtype: torch.dtype, only: Sequence[str]) -> Iterator[list[Point]]:
+def captions(model: blip_fast.Blip, images: Tensor, only: Sequence[str]) -> Iterator[list[Point]]:
     """The curves of captioning that are asked for, in the order of `OF`."""
-    model = pair(dtype)[1]
 
     def point(number: int, some: Tensor, tokens: int = 16, **settings: Any) -> Point:
         length = BEGINNING + tokens
         asked = {"max_length": length, "min_length": length - 1, **settings}
 
         def call() -> Tensor:
-            rows = model.caption(some, " ".join(PROMPT), **asked)
+            rows = model.caption(some, PROMPT, **asked)
             return torch.tensor([len(text.token_ids) for row in rows for text in row])
 
         return Point(number, len(some), call, tokens)
@@ -112,6 +114,8 @@ def rows_of(name: str, points: Sequence[Point], curve: Curve) -> Iterator[list[s
 def main(argv: Sequence[str] | None = None) -> dict[str, Curve]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--size", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=12, help="of the captioner")
     parser.add_argument("--turns", type=int, default=3, help="at least, of each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
@@ -120,15 +124,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Curve]:
     parser.add_argument("--svg", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    images, dtype = torch.randn(args.images, 3, 384, 384), getattr(torch, args.dtype)
+    images, dtype = pictures(args.images, args.size), getattr(torch, args.dtype)
     names = [name for name in OF if name in args.only]
     curves: dict[str, Curve] = {}
     table: list[list[str]] = []
     print(*HEADER, sep=",")
     # not inference_mode: weights made in it would be packed anew by every call
     with torch.no_grad():
-        of_captions = captions(images, dtype, names) if names != ["candidates"] else iter(())
+        model = captioner(dtype, args.size, args.layers)
+        of_captions = captions(model, images, names)
         for name in names:
             asked = answers(dtype, args.images) if name == "candidates" else next(of_captions)
             curves[name] = timed(asked, OF[name], args.turns)

@@ -1,4 +1,4 @@
-"""Random matching models and texts that the end-to-end benches of matching share.
+"""Random models and texts that the end-to-end benches share.
 
 Weights have a standard deviation of 0.04: with BERT's 0.02 all images look alike to a random model,
 and nothing that compares scores could fail.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import blip_fast
 from bench.harness import Timing
-from blip_fast.config import IMAGE_MEAN, IMAGE_STD, BlipConfig, TextConfig, VisionConfig
+from blip_fast.config import IMAGE_MEAN, IMAGE_STD, BlipConfig, Kind, TextConfig, VisionConfig
 from blip_fast.images import ImageOptions
 from blip_fast.med.blip import MED, initialise
 from blip_fast.text import Tokenizer
@@ -66,8 +66,17 @@ def encoded(model: blip_fast.Blip, some: list[str], length: int | None = None) -
 
 def matcher(dtype: torch.dtype, size: int, layers: int) -> blip_fast.Blip:
     """A matching model of base width."""
+    return _random("retrieval", dtype, size, layers)
+
+
+def captioner(dtype: torch.dtype, size: int, layers: int) -> blip_fast.Blip:
+    """A captioning model of base width."""
+    return _random("caption", dtype, size, layers)
+
+
+def _random(kind: Kind, dtype: torch.dtype, size: int, layers: int) -> blip_fast.Blip:
     config = BlipConfig(
-        kind="retrieval",
+        kind=kind,
         vision=replace(VisionConfig(image_size=size), depth=layers),
         text=replace(TextConfig(), depth=layers),
     )

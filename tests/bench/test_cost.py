@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from bench.chart import Curve, draw
-from bench.e2e_cost import BEGINNING, HEADER, Point, rows_of, timed
+from bench.e2e_cost import BEGINNING, HEADER, Point, main, rows_of, timed
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -52,3 +54,15 @@ def test_texts_of_another_length_are_refused_before_timing() -> None:
     assert curve.numbers == [1, 2] and min(curve.medians) > 0
     with pytest.raises(ValueError, match="texts, 2: texts have"):
         timed([Point(1, 1, lambda: right, 16), Point(2, 1, lambda: wrong, 16)], "texts", 2)
+
+
+def test_the_command_writes_a_table_and_a_drawing(tmp_path: Path) -> None:
+    small = "--images 2 --size 32 --layers 1 --turns 2 --threads 1 --dtype float32".split()
+    files = ["--csv", str(tmp_path / "cost.csv"), "--svg", str(tmp_path / "cost.svg")]
+    curves = main([*small, *files, "--only", "tokens", "images", "samples"])
+    assert list(curves) == ["samples", "tokens", "images"]  # in the order of the curves
+    with (tmp_path / "cost.csv").open(encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header) == HEADER and len(rows) == 4 + 4 + 2
+    assert [row[1] for row in rows if row[0] == "tokens"] == ["4", "8", "16", "32"]
+    assert len(ElementTree.parse(tmp_path / "cost.svg").findall(f"{SVG}g")) == 3
