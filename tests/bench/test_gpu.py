@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from blip_fast.cli.bench import import_bench
-
-import_bench()
-gpu, races = (import_module(f"bench.{n}") for n in ("gpu", "gpu_races"))
+from bench import gpu
+from bench import gpu_races as races
 
 
 def test_the_plan_fits_into_nine_minutes_and_names_every_room(tmp_path: Path) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 import torch
 
-from blip_fast.cli.bench import import_bench
-
-import_bench()
-e2e_match, e2e_retrieval = (import_module(f"bench.{n}") for n in ("e2e_match", "e2e_retrieval"))
+from bench import e2e_match, e2e_retrieval
 
 SMALL = "--size 32 --layers 1 --threads 1 --dtype float32 --seconds 0".split()
 MATCH = [*SMALL, *"--images 3 --texts 4".split()]
