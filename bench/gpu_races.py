@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.harness import Case, Timing, race, rate
 from bench.machine import git_sha, model_name
@@ -46,9 +47,11 @@ class Scale:
     hidden: int = 4096
     words: int = 30524
     probe: int = 8192
+    pairs: int = 64
+    queue: int = 57600
 
 
-SMALL = Scale(2, 1, (5, 19), 4, 3, 2, 6, 5, 11, 32)
+SMALL = Scale(2, 1, (5, 19), 4, 3, 2, 6, 5, 11, 32, 3, 7)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,24 @@ def rows(scale: Scale) -> Iterator[Entry]:
     yield entry(name, loss, peers, flops, "FLOP", call)
 
 
+def contrastive(scale: Scale) -> Iterator[Entry]:
+    """One direction of ITC, with the gradient of the features."""
+    entries = scale.pairs + scale.queue
+    features, momentum = F.normalize(torch.randn(2, scale.pairs, 256), dim=-1).to(DTYPE)
+    bank = F.normalize(torch.randn(entries, 256), dim=-1).to(DTYPE)
+    ids, temperature, alpha = torch.arange(entries), torch.tensor(0.07), 0.4
+
+    def loss(features: Tensor) -> Tensor:
+        positives = ids[: scale.pairs]
+        return kernels.contrastive(features, momentum, bank, temperature, positives, ids, alpha)
+
+    peers = gpu_rows.contrastive_peers(momentum, bank, temperature, alpha)
+    call = partial(_bind, _step, (torch.ones(scale.pairs), *_leaves(features)))
+    name = f"contrastive with gradient {scale.pairs} x {entries}"
+    # Forward and backward read the bank once each, at the least.
+    yield entry(name, loss, peers, 2 * bank.nbytes, "byte", call)
+
+
 def _bind(how: Callable, tensors: tuple[Tensor, ...], function: Callable) -> Callable[[], Any]:
     return how(function, *tensors)
 
@@ -203,7 +224,7 @@ def _offsets(texts: int, length: int) -> Tensor:
     return torch.tensor([0, *accumulate([length] * texts)], dtype=torch.int32)
 
 
-ROOMS = (self_attention, cross_attention, decode_attention, rows)
+ROOMS = (self_attention, cross_attention, decode_attention, rows, contrastive)
 
 
 def lines(

@@ -62,3 +62,20 @@ def cross_entropy_peers(targets: Tensor, smoothing: float) -> dict[str, Callable
         "torch.compile, logits stored": lambda: torch.compile(plain),
         "Liger": liger,
     }
+
+
+def contrastive_peers(
+    momentum: Tensor, bank: Tensor, temperature: Tensor, alpha: float
+) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
+    """ITC's loss of features [B, E] whose positives are the bank's first B entries, by name."""
+
+    def plain(features: Tensor) -> Tensor:
+        soft = F.softmax((momentum @ bank.T).float() / temperature, dim=1)
+        one_hot = torch.eye(*soft.shape, device=soft.device)
+        logs = F.log_softmax((features @ bank.T).float() / temperature, dim=1)
+        return -(logs * (alpha * soft + (1 - alpha) * one_hot)).sum(1)
+
+    return {
+        "torch, similarities stored": lambda: plain,
+        "torch.compile, similarities stored": lambda: torch.compile(plain),
+    }
