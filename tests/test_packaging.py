@@ -58,7 +58,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_backend(f"build_sdist({str(folder)!r})", checkout, native=True)
     assert done.returncode == 0, done.stdout + done.stderr
     with tarfile.open(folder / "blip_fast-0.1.0.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
+        # As the argument `filter`, which early patch releases of Python 3.10 and 3.11 lack.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     return folder / "blip_fast-0.1.0"
 
 
