@@ -17,7 +17,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +141,10 @@ def main() -> None:
         peer, captioner, filter_ = pair(dtype, arguments.data, arguments.compile)
         contenders = {"blip_fast": (captioner, filter_)}
         if arguments.int8:
-            models = (captioner, filter_)
-            contenders["blip_fast int8"] = tuple(
-                replace(m, med=quantize_int8(m.med)) for m in models
-            )
+            models = pair(dtype, arguments.data, compiled=False)[1:]  # quantised in place
+            for model in models:
+                quantize_int8(model.med)
+            contenders["blip_fast int8"] = models
         numbers = itertools.count()
         shares: list[float] = []
 
