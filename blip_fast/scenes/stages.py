@@ -65,7 +65,7 @@ def train_scenes(
     Args:
         output: a folder; each stage has its own within it.
         seed: of all weights and all data.
-        quick: ten minutes, to see it learn.
+        quick: a quarter of an hour of one core, to see it learn.
 
     Returns:
         the folder of the model that captions and matches.
