@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from oracles import draw
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,26 +41,6 @@ def implementation(request: pytest.FixtureRequest):
     torch.ops.blip_fast.set_cpu_isa(before)
 
 
-def draw(row: Tensor, uniform: float, temperature: float, top_k: int, top_p: float) -> int:
-    """The rule in plain Python, one token at a time."""
-    logits = row.tolist()
-    ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
-    ranked = ranked[:top_k] if top_k else ranked
-    if logits[ranked[0]] == -math.inf:
-        return ranked[0]
-    weights = [math.exp((logits[t] - logits[ranked[0]]) / temperature) for t in ranked]
-    total, kept, reached = sum(weights), 0, 0.0
-    while kept < len(ranked) and weights[kept] > 0 and (reached < top_p * total or top_p == 1):
-        reached += weights[kept]
-        kept += 1
-    threshold, reached = uniform * reached, 0.0
-    for token, weight in zip(ranked[:kept], weights, strict=False):
-        reached += weight
-        if reached > threshold:
-            return token
-    return ranked[kept - 1]
-
-
 ROWS = {
     "random": torch.randn(64, generator=torch.Generator().manual_seed(1)) * 3,
     "long": torch.randn(1000, generator=torch.Generator().manual_seed(2)) * 2,
@@ -85,7 +66,7 @@ def test_tokens_are_those_of_the_rule(implementation: str, name: str) -> None:
             for temperature in (1.0, 0.3, 5.0):
                 settings = (temperature, top_k, top_p)
                 tokens = kernels.sample(logits, uniform, *settings).tolist()
-                expected = [draw(row, u, *settings) for u in uniform.tolist()]
+                expected = [draw(row.tolist(), u, *settings) for u in uniform.tolist()]
                 assert tokens == expected, f"top-k {top_k}, top-p {top_p}, {temperature}"
 
 
@@ -97,7 +78,8 @@ def test_a_whole_vocabulary(implementation: str, top_k: int, spread: float) -> N
     for top_p in (0.9, 1.0):
         tokens = kernels.sample(logits, uniform, 0.7, top_k, top_p).tolist()
         expected = [
-            draw(row, u, 0.7, top_k, top_p) for row, u in zip(logits, uniform.tolist(), strict=True)
+            draw(row.tolist(), u, 0.7, top_k, top_p)
+            for row, u in zip(logits, uniform.tolist(), strict=True)
         ]
         assert tokens == expected
 
@@ -105,7 +87,9 @@ def test_a_whole_vocabulary(implementation: str, top_k: int, spread: float) -> N
 def test_no_rows_and_other_layouts(implementation: str) -> None:
     assert kernels.sample(torch.zeros(0, 9), torch.zeros(0), 1.0, 0, 0.9).shape == (0,)
     logits, uniform = torch.randn(9, 5).t(), torch.rand(10)[::2]
-    expected = [draw(r, u, 1.0, 4, 0.9) for r, u in zip(logits, uniform.tolist(), strict=True)]
+    expected = [
+        draw(r.tolist(), u, 1.0, 4, 0.9) for r, u in zip(logits, uniform.tolist(), strict=True)
+    ]
     assert kernels.sample(logits, uniform, 1.0, 4, 0.9).tolist() == expected
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from gate import Recorder
+from oracles import draw
 from torch import Tensor
 
 from blip_fast import kernels
@@ -33,25 +34,6 @@ def _asked_for():
         yield
 
 
-def _draw(logits: list[float], uniform: float, heat: float, top_k: int, top_p: float) -> int:
-    """The rule in plain Python, one token at a time."""
-    ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
-    ranked = ranked[:top_k] if top_k else ranked
-    if logits[ranked[0]] == -INF:
-        return ranked[0]
-    weights = [math.exp((logits[t] - logits[ranked[0]]) / heat) for t in ranked]
-    total, kept, reached = sum(weights), 0, 0.0
-    while kept < len(ranked) and weights[kept] > 0 and (reached < top_p * total or top_p == 1):
-        reached += weights[kept]
-        kept += 1
-    threshold, reached = uniform * reached, 0.0
-    for token, weight in zip(ranked[:kept], weights, strict=False):
-        reached += weight
-        if reached > threshold:
-            return token
-    return ranked[kept - 1]
-
-
 @pytest.mark.parametrize("top_k", [0, 1, 3, 50, 1000])
 @pytest.mark.parametrize("name", ROWS)
 def test_tokens_are_those_of_the_rule(name: str, top_k: int) -> None:
@@ -61,7 +43,7 @@ def test_tokens_are_those_of_the_rule(name: str, top_k: int) -> None:
         with Recorder() as recorder:
             tokens = kernels.sample(logits, uniform, heat, top_k, top_p)
         assert recorder.names == ["blip_fast.sample.triton"]
-        expected = [_draw(row, u, heat, top_k, top_p) for u in numbers]
+        expected = [draw(row, u, heat, top_k, top_p) for u in numbers]
         assert tokens.tolist() == expected, f"top-k {top_k}, top-p {top_p}, {heat}"
 
 
@@ -74,7 +56,7 @@ def test_several_parts_and_tiles(top_k: int, monkeypatch: pytest.MonkeyPatch) ->
     for top_p in (1.0, 0.9):
         tokens = kernels.sample(logits, uniform, 0.7, top_k, top_p).tolist()
         rows = zip(logits.tolist(), uniform.tolist(), strict=True)
-        assert tokens == [_draw(row, u, 0.7, top_k, top_p) for row, u in rows]
+        assert tokens == [draw(row, u, 0.7, top_k, top_p) for row, u in rows]
 
 
 def test_no_rows_other_layouts_and_nan() -> None:
