@@ -54,10 +54,11 @@ int most_blocks(int device) {
   return major >= 9 ? kMostBlocks : 1;
 }
 
+// To the pieces that threads copy.
 bool is_aligned(const Tensor& memory) {
   const auto address = reinterpret_cast<uintptr_t>(memory.const_data_ptr());
   const int64_t size = memory.element_size();
-  return (address | memory.stride(0) * size | memory.stride(1) * size) % sizeof(uint4) == 0;
+  return (address | memory.stride(0) * size | memory.stride(1) * size) % sizeof(Piece<float>) == 0;
 }
 
 template <class T, int kWidth>

@@ -27,7 +27,7 @@ struct CrossJob {
 
 template <class T, int kWidth>
 struct CrossShared {
-  uint4 ring[KeyShape<T, kWidth>::kSlots][kThreads];
+  Piece<T> ring[KeyShape<T, kWidth>::kSlots][kThreads];
   Part<kWidth> of_warp[kWarps], of_block;
   int members[kWarps][kQueries];
 };

@@ -22,10 +22,16 @@ constexpr int kMostStages = 8;
 // 160 KB under way, and it needs some 30 KB (36 bytes a ns, a latency of 800 ns). Not measured yet.
 constexpr int kRingKeys = 160;
 
+// What a thread loads at once.
+template <class T>
+struct alignas(16) Piece {
+  T numbers[16 / sizeof(T)];
+};
+
 template <class T, int kWidth>
 struct KeyShape {
-  static_assert(kWidth * sizeof(T) % sizeof(uint4) == 0);
-  static constexpr int kPiece = sizeof(uint4) / sizeof(T);            // numbers of a piece
+  static_assert(kWidth * sizeof(T) % sizeof(Piece<T>) == 0);
+  static constexpr int kPiece = sizeof(Piece<T>) / sizeof(T);         // numbers of a piece
   static constexpr int kPieces = kWidth / kPiece;                     // of a key
   static constexpr int kLanes = std::bit_ceil(unsigned{kPieces});     // of a key; some may be idle
   static constexpr int kGroups = kWarp / kLanes;                      // keys of a warp at once
@@ -46,7 +52,7 @@ struct KeyStream {
   int begin, end;        // the keys of this block
   bool aligned;          // keys and strides are multiples of 16 bytes
   bool idle;             // this thread's piece lies beyond the key
-  uint4* slots;          // [kSlots][kThreads] of this block, seen from this thread
+  Piece<T>* slots;       // [kSlots][kThreads] of this block, seen from this thread
 
   __device__ int stages() const {
     return (end - begin + Shape::kStageKeys - 1) / Shape::kStageKeys;
@@ -62,10 +68,9 @@ struct KeyStream {
 
   // The piece of a key, or of its value, once it has arrived, and 0 where there is none.
   __device__ void read(float (&numbers)[Shape::kPiece], int stage, int step, bool value) const {
-    const uint4 piece = *slot(stage, step, value);
-    const T* const narrow = reinterpret_cast<const T*>(&piece);
+    const Piece<T> piece = *slot(stage, step, value);
 #pragma unroll
-    for (int e = 0; e < Shape::kPiece; ++e) numbers[e] = static_cast<float>(narrow[e]);
+    for (int e = 0; e < Shape::kPiece; ++e) numbers[e] = static_cast<float>(piece.numbers[e]);
   }
 
   // Asks for the pieces of a stage; one beyond the last counts as a stage, too, for `wait`.
@@ -90,18 +95,19 @@ struct KeyStream {
   __device__ void wait() const { __pipeline_wait_prior(Shape::kStages - 1); }
 
  private:
-  __device__ uint4* slot(int stage, int step, bool value) const {
+  __device__ Piece<T>* slot(int stage, int step, bool value) const {
     return slots + (((stage % Shape::kStages) * kSteps + step) * 2 + value) * kThreads;
   }
 
   // Numbers that are not `known` are never read, whatever lies there, and become 0.
-  __device__ void copy(uint4* slot, const T* source, bool known) const {
+  __device__ void copy(Piece<T>* slot, const T* source, bool known) const {
     if (aligned) {
-      __pipeline_memcpy_async(slot, source, sizeof(uint4), known ? 0 : sizeof(uint4));
+      __pipeline_memcpy_async(slot, source, sizeof(*slot), known ? 0 : sizeof(*slot));
       return;
     }
-    T* const narrow = reinterpret_cast<T*>(slot);
-    for (int e = 0; e < Shape::kPiece; ++e) narrow[e] = known ? source[e] : static_cast<T>(0.0f);
+    for (int e = 0; e < Shape::kPiece; ++e) {
+      slot->numbers[e] = known ? source[e] : static_cast<T>(0.0f);
+    }
   }
 };
 
