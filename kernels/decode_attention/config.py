@@ -1,4 +1,4 @@
-"""Launch choices of the kernels for GPUs. None was measured on a GPU yet; each says what it rests on.
+"""Launch choices for GPUs. None was measured on one yet; each says what it rests on.
 
 The room is bound by memory: at 128 images a step reads 226 MB a layer in bf16 and computes next to
 nothing.

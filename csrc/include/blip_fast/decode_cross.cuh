@@ -70,8 +70,9 @@ struct Attention {
   float q[kQueries][Shape::kPiece];
   float top[kQueries], total[kQueries], sum[kQueries][Shape::kPiece];
 
-  __device__ void begin(const CrossJob<T>& job, const int* members, int count, int head, int piece) {
-    queries = count;
+  __device__ void begin(const CrossJob<T>& job, const int* members, int number, int head,
+                        int piece) {
+    queries = number;
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
       const bool known = i < queries && piece < Shape::kPieces;
