@@ -111,7 +111,7 @@ _OVERLOADS = {
     "contrastive_backward": ("chunked", "triton"),
     "cross_attention": ("native", "triton"),
     "cross_attention_backward": ("native", "triton"),
-    "decode_attention": ("native", "triton"),
+    "decode_attention": ("native", "triton", "cuda"),
     "decode_cross_attention": ("native", "triton", "cuda"),
     "linear": ("native", "onednn"),
     "linear_cross_entropy": ("chunked", "triton"),

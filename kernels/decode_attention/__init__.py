@@ -21,9 +21,6 @@ _room = Room(
 )
 
 
-_NO_CUDA = "attention to the past is not written in CUDA C++; use Triton"
-
-
 def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tensor) -> Tensor:
     """Attention of one query a sequence to the sequence's own past.
 
@@ -45,7 +42,7 @@ def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tenso
             f"{q.shape[0]} sequences and {cache.shape[1]} positions need ancestors of that shape; "
             f"they are {tuple(ancestors.shape)}"
         )
-    chosen = choose(_room, q, _obstacle(q, cache), _NO_CUDA)
+    chosen = choose(_room, q, _obstacle(q, cache), config.cuda_obstacle(q.shape[-1]))
     if chosen == REFERENCE:
         return reference.decode_attention(q, cache, ancestors, lengths)
     result: Tensor = _room.operator(chosen)(

@@ -18,9 +18,6 @@ namespace blip_fast {
 constexpr int kSteps = 2;
 // cuda_pipeline.h waits for at most 8 copies before the last, so more stages would be no use.
 constexpr int kMostStages = 8;
-// 160 keys of 64 16-bit numbers are 40 KB: a multiprocessor of an H200 holds 4 blocks, which have
-// 160 KB under way, and it needs some 30 KB (36 bytes a ns, a latency of 800 ns). Not measured yet.
-constexpr int kRingKeys = 160;
 
 // What a thread loads at once.
 template <class T>
@@ -28,7 +25,8 @@ struct alignas(16) Piece {
   T numbers[16 / sizeof(T)];
 };
 
-template <class T, int kWidth>
+// How a block of threads shares keys, of which it holds about `kRingKeys` in shared memory at once.
+template <class T, int kWidth, int kRingKeys>
 struct KeyShape {
   static_assert(kWidth * sizeof(T) % sizeof(Piece<T>) == 0);
   static constexpr int kPiece = sizeof(Piece<T>) / sizeof(T);         // numbers of a piece
@@ -42,17 +40,34 @@ struct KeyShape {
   static constexpr int kSlots = kStages * kSteps * 2;                 // pieces of a thread
 };
 
-template <class T, int kWidth>
-struct KeyStream {
-  using Shape = KeyShape<T, kWidth>;
+// Where keys lie that follow each other.
+struct InOrder {
+  int64_t stride;
+  __device__ int64_t operator()(int key) const { return key * stride; }
+};
 
-  const T* keys;         // this thread's piece of the memory's first key
-  int64_t token_stride;  // from one key to the next
-  int64_t to_value;      // from a key to its value
-  int begin, end;        // the keys of this block
-  bool aligned;          // keys and strides are multiples of 16 bytes
-  bool idle;             // this thread's piece lies beyond the key
-  Piece<T>* slots;       // [kSlots][kThreads] of this block, seen from this thread
+// Where keys lie of which each has a row of its own.
+struct InRows {
+  const int64_t* rows;
+  int64_t row_stride, stride;
+  __device__ int64_t operator()(int key) const { return rows[key] * row_stride + key * stride; }
+};
+
+// Strides are in numbers.
+template <class T, class Shape_, class PlaceOf>
+struct KeyStream {
+  using Shape = Shape_;
+
+  const T* keys;     // this thread's piece of key 0, and
+  PlaceOf place_of;  // of others from there
+  int64_t to_value;  // from a key to its value
+  int begin, end;    // the keys of this block
+  bool aligned;      // keys and strides are multiples of 16 bytes
+  Piece<T>* slots;   // [kSlots][kThreads] of this block, seen from this thread
+
+  // This thread's piece of a key; beyond the last, the thread has nothing to do.
+  __device__ static int piece() { return threadIdx.x % Shape::kLanes; }
+  __device__ static bool is_idle() { return piece() >= Shape::kPieces; }
 
   __device__ int stages() const {
     return (end - begin + Shape::kStageKeys - 1) / Shape::kStageKeys;
@@ -78,8 +93,8 @@ struct KeyStream {
     if (stage < stages()) {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        const bool known = !idle && key(stage, step) < end;
-        const T* const source = keys + (known ? key(stage, step) : begin) * token_stride;
+        const bool known = !is_idle() && key(stage, step) < end;
+        const T* const source = keys + place_of(known ? key(stage, step) : begin);
         copy(slot(stage, step, false), source, known);
         copy(slot(stage, step, true), source + to_value, known);
       }

@@ -13,8 +13,6 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
-// Queries that attend at once: 4 of them keep 64 sums and factors in a thread's registers.
-constexpr int kQueries = 4;
 
 __device__ inline float minus_infinity() { return -__builtin_huge_valf(); }
 
@@ -24,7 +22,7 @@ __device__ inline float finite(float top) { return top == minus_infinity() ? 0.0
 
 // The keys that somebody has seen: for each query the largest score (of base 2), the sum of the
 // weights exp2(score - top), and the sum of values times weights.
-template <int kWidth>
+template <int kWidth, int kQueries>
 struct Part {
   float top[kQueries], total[kQueries];
   float sum[kQueries][kWidth];
@@ -41,7 +39,7 @@ __device__ void merge(int queries, int count, int first, int step, const PartOf&
     for (int p = 0; p < count; ++p) top = fmaxf(top, part_of(p)->top[query]);
     float total = 0.0f, sum = 0.0f;
     for (int p = 0; p < count; ++p) {
-      const Part<kWidth>* const part = part_of(p);
+      const auto* const part = part_of(p);
       const float weight = exp2f(part->top[query] - finite(top));
       total += weight * part->total[query];
       sum += weight * part->sum[query][column];

@@ -1,4 +1,4 @@
-"""Decoding cross-attention in CUDA C++, against a loop over sequences in higher precision."""
+"""Decoding attention in CUDA C++, against a loop over sequences in higher precision."""
 
 from __future__ import annotations
 
@@ -9,11 +9,36 @@ import pytest
 import torch
 from gate import Case, Gate
 from memories import attend_to_memories
+from oracles import attend
 from torch import Tensor
 
 from blip_fast import kernels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROWS = 4
+
+
+def _past(lengths: list[int], positions: int, dtype: torch.dtype, width: int = 64) -> Case:
+    """Ancestors beyond a sequence's length are rows far away."""
+    q = torch.randn(len(lengths), 2, width).to(dtype)
+    cache = torch.randn(ROWS, positions, 2, 2, width).to(dtype)
+    ancestors = torch.randint(ROWS, (len(lengths), positions))
+    beyond = torch.arange(positions) >= torch.tensor(lengths).long()[:, None]
+    table = ancestors.masked_fill(beyond, 1 << 40)
+
+    def call(q: Tensor, cache: Tensor) -> Tensor:
+        return kernels.decode_attention(q, cache, table, torch.tensor(lengths).long())
+
+    def formula(high: torch.dtype, q: Tensor, cache: Tensor) -> Tensor:
+        q, cache = q.to(high), cache.to(high)
+        out = [q[:0]]
+        for b, length in enumerate(lengths):
+            past = cache[ancestors[b, :length], torch.arange(length)]
+            one = q[b : b + 1]
+            out.append(attend(one, *past.unbind(1), False) if length else 0 * one)
+        return torch.cat(out)
+
+    return Case(call, formula, {"q": q, "cache": cache}, ())
 
 
 def _memory(
@@ -62,6 +87,18 @@ class TestMemory(Gate):
     }  # fmt: skip
 
 
+class TestPast(Gate):
+    room = "decode_attention"
+    implementations = ("cuda",)
+    cases = {
+        **{f"unequal, {d}": partial(_past, [3, 1, 40, 33], 40, d) for d in DTYPES},
+        **{f"heads of 88, {d}": partial(_past, [5, 3], 5, d, 88) for d in DTYPES},
+        "more than a ring": partial(_past, [133, 65, 64], 133, torch.bfloat16),
+        "no past": partial(_past, [2, 0, 1], 4, torch.bfloat16),
+        "no sequences": partial(_past, [], 4, torch.bfloat16),
+    }
+
+
 @pytest.fixture(autouse=True)
 def _forced() -> Iterator[None]:
     with kernels.use("cuda"):
@@ -108,16 +145,15 @@ def test_infinite_and_missing_numbers_stay_where_they_are() -> None:
     assert out[1].isnan().all()
 
 
-def test_other_widths_and_the_past_are_refused_by_name() -> None:
-    q = torch.zeros(1, 1, 48)
+def test_other_widths_are_refused_by_name() -> None:
+    q, pairs = torch.zeros(1, 1, 48), torch.zeros(1, 2, 2, 1, 48)
+    one, table = torch.zeros(1).long(), torch.zeros(1, 2).long()
     with pytest.raises(ValueError, match="48 wide, and it is compiled for 64 and 88; use Triton"):
-        kernels.decode_cross_attention(q, torch.zeros(1, 2, 2, 1, 48), torch.zeros(1).long())
-    operator = torch.ops.blip_fast.decode_cross_attention.cuda
+        kernels.decode_cross_attention(q, pairs, one)
+    with pytest.raises(ValueError, match="48 wide"):
+        kernels.decode_attention(q, pairs, table, one)
     with pytest.raises(RuntimeError, match="heads are 48 wide"):
-        operator(q, torch.zeros(1, 2, 2, 1, 48), torch.zeros(1).long(), None)
-    past = q, torch.zeros(1, 2, 2, 1, 48), torch.zeros(1, 2).long(), torch.ones(1).long()
-    with pytest.raises(ValueError, match="the past is not written in CUDA"):
-        kernels.decode_attention(*past)
+        torch.ops.blip_fast.decode_cross_attention.cuda(q, pairs, one, None)
 
 
 def test_the_operator_checks_its_tensors() -> None:
@@ -133,3 +169,8 @@ def test_the_operator_checks_its_tensors() -> None:
         operator(q, memory, index.int(), None)
     with pytest.raises(RuntimeError, match="q is Double, expected float32"):
         operator(q.double(), memory.double(), index, None)
+    past, cache = torch.ops.blip_fast.decode_attention.cuda, torch.zeros(3, 5, 2, 1, 64)
+    with pytest.raises(RuntimeError, match=r"ancestors must be \[2, 5\]"):
+        past(q, cache, torch.zeros(2, 4).long(), index)
+    with pytest.raises(RuntimeError, match="the last three axes of cache are not contiguous"):
+        past(q, cache.transpose(1, 2).contiguous().transpose(1, 2), torch.zeros(2, 5).long(), index)
