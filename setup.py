@@ -18,8 +18,8 @@ from setuptools.errors import SetupError
 NATIVE = os.environ.get("BLIP_FAST_NATIVE", "1") != "0"
 PURE = "set BLIP_FAST_NATIVE=0 to install pure Python (slower on a CPU)"
 LIBRARY = "blip_fast/lib/libblip_fast_cpu.so"
-# The CUDA rooms: 1 builds them or fails, 0 does not; else where torch has CUDA and nvcc works.
-CUDA = {"": "AUTO", "1": "ON", "0": "OFF"}
+# The CUDA rooms: 1 builds them or fails, 0 does not; unset, where torch has CUDA and nvcc works.
+CUDA = {"1": "ON", "0": "OFF", "": "AUTO"}
 CUDA_LIBRARY = "blip_fast/lib/libblip_fast_cuda.so"
 
 
@@ -59,7 +59,10 @@ class BuildNative(Command):
         prefix = "." if self.editable_mode else self.build_lib
         # --fresh: an old cache may name tools of a build environment that is gone.
         configure = ["--fresh", "-S", ".", "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
-        configure.append(f"-DBLIP_FAST_CUDA={CUDA[os.environ.get('BLIP_FAST_CUDA', '')]}")
+        cuda = os.environ.get("BLIP_FAST_CUDA", "")
+        if cuda not in CUDA:
+            raise SetupError(f"BLIP_FAST_CUDA is {cuda!r}; set it to 1 or 0, or unset it")
+        configure.append(f"-DBLIP_FAST_CUDA={CUDA[cuda]}")
         if ninja is not None:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         install = ["--install", folder, "--strip", "--prefix", prefix]

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -29,6 +30,8 @@ from blip_fast.kernels._libraries import cuda_library
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 LIMIT = 530.0  # seconds in all
+# Tools lie beside this Python, whose environment need not be active, or on PATH.
+TOOLS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 # Not `-m pytest`, which would put ./kernels on the path as a package of its own.
 PYTEST = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 # One case of each dtype is enough for the sanitizer, which slows kernels a hundredfold.
@@ -71,9 +74,9 @@ def steps(device: str, out: Path, small: bool) -> list[Step]:
     gate = [[*pytest, "-m", "gpu", "-rfE", str(path)] for path in tests]
     model = [[*pytest, "-m", "gpu", "-rfE", str(ROOT / "tests" / "gpu")]]
     planned = [Step("gate", gate, 145.0), Step("model", model, 80.0)]
-    if shutil.which("cmake"):
+    if shutil.which("cmake", path=TOOLS):
         planned.insert(0, Step("build", [["sh", "-ec", BUILD, python]], 45.0))
-    if tool := shutil.which("compute-sanitizer"):
+    if tool := shutil.which("compute-sanitizer", path=TOOLS):
         small_tests = [*pytest, "-x", "-m", "gpu", "-k", SANITIZED]
         watched = [[tool, "--error-exitcode", "1", *small_tests, str(path)] for path in tests]
         planned.append(Step("sanitizer", watched, 75.0))
@@ -94,7 +97,7 @@ def run(step: Step, logs: Path, seconds: float) -> Outcome:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": TOOLS},
                 )
             )
     notes = []

@@ -145,6 +145,31 @@ def test_infinite_and_missing_numbers_stay_where_they_are() -> None:
     assert out[1].isnan().all()
 
 
+@pytest.mark.parametrize("width", [64, 88])
+def test_a_head_does_not_see_its_neighbours(width: int) -> None:
+    q, memory = torch.randn(2, 3, width), torch.randn(1, 37, 2, 3, width)
+    index = torch.zeros(2).long()
+    expected = kernels.decode_cross_attention(q, memory, index)
+    q[:, [0, 2]], memory[:, :, :, [0, 2]] = torch.nan, torch.nan
+    out = kernels.decode_cross_attention(q, memory, index)
+    assert torch.equal(out[:, 1], expected[:, 1])
+    assert out[:, [0, 2]].isnan().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to capture a graph on")
+def test_a_graph_captures_the_launch_and_not_the_index() -> None:
+    q, memory = torch.randn(6, 2, 64).bfloat16(), torch.randn(3, 577, 2, 2, 64).bfloat16()
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+    kernels.decode_cross_attention(q, memory, index)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.decode_cross_attention(q, memory, index)
+    for other in ([0, 0, 1, 1, 2, 2], [2, 2, 2, 2, 2, 2], [1, 0, 2, 0, 1, 0]):
+        index.copy_(torch.tensor(other))
+        graph.replay()
+        assert torch.equal(out, kernels.decode_cross_attention(q, memory, index))
+
+
 def test_other_widths_are_refused_by_name() -> None:
     q, pairs = torch.zeros(1, 1, 48), torch.zeros(1, 2, 2, 1, 48)
     one, table = torch.zeros(1).long(), torch.zeros(1, 2).long()
