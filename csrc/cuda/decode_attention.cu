@@ -128,9 +128,8 @@ Tensor decode_cross_attention(const Tensor& q, const Tensor& memory, const Tenso
     const CrossJob<T> job{queries_of<T>(q, out), static_cast<const T*>(memory.const_data_ptr()),
                           places, lengths, memory.stride(0), memory.stride(1), keys, most,
                           is_aligned(memory)};
-    const int part = keys_of_block<T, kWidth>(keys, most);
     // A power of two: each GPU takes such clusters. Blocks that have no keys are soon done.
-    const unsigned blocks = std::bit_ceil(static_cast<unsigned>((keys + part - 1) / part));
+    const unsigned blocks = std::bit_ceil(static_cast<unsigned>(blocks_of<T, kWidth>(keys, most)));
     launch(&decode_cross_kernel<T, kWidth>, job, device, memory.size(0) * q.size(1) * blocks,
            blocks, sizeof(CrossShared<T, kWidth>));
   });

@@ -10,7 +10,7 @@ namespace blip_fast {
 
 // Captions have some 20 positions; two stages of 16-bit numbers are 16 KB.
 template <class T, int kWidth>
-using PastShape = KeyShape<T, kWidth, 64>;
+using PastStream = KeyStream<T, KeyShape<T, kWidth, 64>, InRows>;
 
 template <class T>
 struct PastJob {
@@ -25,26 +25,26 @@ struct PastJob {
 
 template <class T, int kWidth>
 struct PastShared {
-  Piece<T> ring[PastShape<T, kWidth>::kSlots][kThreads];
+  typename PastStream<T, kWidth>::Ring ring;
   Part<kWidth, 1> of_warp[kWarps];
 };
 
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) decode_past_kernel(const PastJob<T> job) {
-  using Stream = KeyStream<T, PastShape<T, kWidth>, InRows>;
+  using Stream = PastStream<T, kWidth>;
   auto& shared = *static_cast<PastShared<T, kWidth>*>(shared_memory());
   const Queries<T>& queries = job.queries;
   const int sequence = static_cast<int>(blockIdx.x) / queries.heads;
   const int head = static_cast<int>(blockIdx.x) % queries.heads;
   const int64_t length = job.lengths[sequence];
   const int64_t* const rows = job.ancestors + static_cast<int64_t>(sequence) * job.positions;
-  const Stream stream{job.cache + head * kWidth + Stream::piece() * Stream::Shape::kPiece,
+  const Stream stream{job.cache + head * kWidth + Stream::piece() * Stream::kPiece,
                       {rows, job.row_stride, job.position_stride},
                       static_cast<int64_t>(queries.heads) * kWidth,
                       0,
                       static_cast<int>(length < job.positions ? length : job.positions),
                       job.aligned,
-                      shared.ring[0] + threadIdx.x};
+                      &shared.ring};
   stream.request_first();
   Attention<T, kWidth, 1, Stream> attention;
   attention.begin(queries, &sequence, 1, head);

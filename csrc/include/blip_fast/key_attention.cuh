@@ -28,8 +28,9 @@ struct Queries {
 };
 
 // The softmax of one thread for a few queries: its group's keys, its own piece of their values.
-template <class T, int kWidth, int kQueries, class Stream>
+template <class T, int kWidth, int kQueries_, class Stream>
 struct Attention {
+  static constexpr int kQueries = kQueries_;
   using Shape = typename Stream::Shape;
 
   int queries;  // of kQueries

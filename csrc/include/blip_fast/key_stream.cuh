@@ -25,6 +25,17 @@ struct alignas(16) Piece {
   T numbers[16 / sizeof(T)];
 };
 
+// Copies a piece, or makes it 0 and reads nothing, whatever lies there. Copies of aligned ones are
+// there once they have been waited for, others at once.
+template <class T>
+__device__ void copy_piece(Piece<T>* slot, const T* source, bool known, bool aligned) {
+  if (aligned) {
+    __pipeline_memcpy_async(slot, source, sizeof(*slot), known ? 0 : sizeof(*slot));
+    return;
+  }
+  for (T& number : slot->numbers) number = known ? *source++ : static_cast<T>(0.0f);
+}
+
 // How a block of threads shares keys, of which it holds about `kRingKeys` in shared memory at once.
 template <class T, int kWidth, int kRingKeys>
 struct KeyShape {
@@ -57,13 +68,17 @@ struct InRows {
 template <class T, class Shape_, class PlaceOf>
 struct KeyStream {
   using Shape = Shape_;
+  static constexpr int kPiece = Shape::kPiece, kKeys = Shape::kKeys;
+  struct Ring {
+    Piece<T> slots[Shape::kSlots][kThreads];
+  };
 
   const T* keys;     // this thread's piece of key 0, and
   PlaceOf place_of;  // of others from there
   int64_t to_value;  // from a key to its value
   int begin, end;    // the keys of this block
   bool aligned;      // keys and strides are multiples of 16 bytes
-  Piece<T>* slots;   // [kSlots][kThreads] of this block, seen from this thread
+  Ring* ring;
 
   // This thread's piece of a key; beyond the last, the thread has nothing to do.
   __device__ static int piece() { return threadIdx.x % Shape::kLanes; }
@@ -95,8 +110,8 @@ struct KeyStream {
       for (int step = 0; step < kSteps; ++step) {
         const bool known = !is_idle() && key(stage, step) < end;
         const T* const source = keys + place_of(known ? key(stage, step) : begin);
-        copy(slot(stage, step, false), source, known);
-        copy(slot(stage, step, true), source + to_value, known);
+        copy_piece(slot(stage, step, false), source, known, aligned);
+        copy_piece(slot(stage, step, true), source + to_value, known, aligned);
       }
     }
     __pipeline_commit();
@@ -111,18 +126,8 @@ struct KeyStream {
 
  private:
   __device__ Piece<T>* slot(int stage, int step, bool value) const {
-    return slots + (((stage % Shape::kStages) * kSteps + step) * 2 + value) * kThreads;
-  }
-
-  // Numbers that are not `known` are never read, whatever lies there, and become 0.
-  __device__ void copy(Piece<T>* slot, const T* source, bool known) const {
-    if (aligned) {
-      __pipeline_memcpy_async(slot, source, sizeof(*slot), known ? 0 : sizeof(*slot));
-      return;
-    }
-    for (int e = 0; e < Shape::kPiece; ++e) {
-      slot->numbers[e] = known ? source[e] : static_cast<T>(0.0f);
-    }
+    const int place = ((stage % Shape::kStages) * kSteps + step) * 2 + value;
+    return &ring->slots[place][threadIdx.x];
   }
 };
 
