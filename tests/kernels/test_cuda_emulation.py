@@ -24,10 +24,10 @@ FAULTS = {
 def test_faults_are_found(kernel: str, backwards: bool) -> None:
     emulated = cuda_emulator.library()
     try:
-        emulated.emulate_backwards(backwards)
+        emulated.emulate_turns(backwards, False)
         fault = cuda_emulator.fault_of(kernel)
     finally:
-        emulated.emulate_backwards(False)
+        emulated.emulate_turns(False, False)
     assert re.search(FAULTS[kernel], fault), fault
 
 
@@ -35,25 +35,31 @@ def test_what_is_right_is_not_blamed() -> None:
     assert cuda_emulator.fault_of("nothing_is_wrong") == ""
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
-    ("capability", "keys", "cluster"), [(9, 577, 4), (9, 97, 1), (9, 5000, 8), (8, 577, 1)]
+    ("capability", "keys", "cluster"),
+    [(9, 577, {4, 8}), (9, 97, {1}), (9, 1601, {8}), (8, 577, {1})],
 )
-def test_clusters_and_turns(capability: int, keys: int, cluster: int) -> None:
-    """A GPU without clusters has blocks of more keys; threads may run in any order."""
+def test_clusters_and_turns(
+    capability: int, keys: int, cluster: set[int], dtype: torch.dtype
+) -> None:
+    """Clusters are as memories need and GPUs have them; nothing depends on whose turn it is."""
     emulated = cuda_emulator.library()
     operator = torch.ops.blip_fast.decode_cross_attention.cuda
-    q = torch.randn(6, 1, 64).bfloat16()
-    memory = torch.randn(1, keys, 2, 1, 64).bfloat16()
-    index = torch.zeros(6, dtype=torch.int64)
+    # More sequences than go at once, for the ring is filled again where keys do not fit.
+    q = torch.randn(9, 1, 64).to(dtype)
+    memory = torch.randn(1, keys, 2, 1, 64).to(dtype)
+    index = torch.zeros(9, dtype=torch.int64)
     try:
         emulated.emulate_capability(capability)
-        forwards = operator(q, memory, index, None)
-        assert emulated.emulated_cluster() == cluster
-        emulated.emulate_backwards(True)
-        assert torch.equal(forwards, operator(q, memory, index, None))
+        out = operator(q, memory, index, None)
+        assert emulated.emulated_cluster() in cluster
+        for turns in ((True, False), (False, True), (True, True)):
+            emulated.emulate_turns(*turns)
+            assert torch.equal(out, operator(q, memory, index, None)), turns
     finally:
-        emulated.emulate_backwards(False)
+        emulated.emulate_turns(False, False)
         emulated.emulate_capability(9)
     k, v = memory[0, :, :, 0].float().unbind(1)
     expected = torch.softmax(q[:, 0].float() @ k.T / 8, 1) @ v
-    torch.testing.assert_close(forwards[:, 0].float(), expected, rtol=0.01, atol=2e-3)
+    torch.testing.assert_close(out[:, 0].float(), expected, rtol=0.01, atol=2e-3)

@@ -85,7 +85,7 @@ __device__ int find_members(const int64_t* index, int sequences, int64_t image, 
 }
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) decode_cross_kernel(const CrossJob<T> job) {
+__global__ void __launch_bounds__(kThreads, 3) decode_cross_kernel(const CrossJob<T> job) {
   using Shared = CrossShared<T, kWidth>;
   using Stream = typename Shared::Way::Stream;
   constexpr int kTogether = Shared::kTogether;

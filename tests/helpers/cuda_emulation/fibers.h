@@ -2,8 +2,9 @@
 //
 // A fiber runs until it meets others, at a barrier or a shuffle, and then the next one runs. What a
 // GPU would forgive or hide is an error here: threads that meet at different lines or not at all,
-// writes beyond shared memory, copies that were not waited for (they happen no sooner), shared
-// memory that is read before it is written (it holds NaN), or after its block has ended.
+// writes beyond shared memory, copies that were not waited for (they happen no sooner, or at once,
+// as a test wishes), shared memory that is read before it is written (it holds NaN), or after its
+// block has ended.
 #pragma once
 
 #include <setjmp.h>
@@ -86,6 +87,10 @@ struct Copy {
   void* to;
   const void* from;
   size_t size, zeros;
+  void run() const {
+    std::memcpy(to, from, size - zeros);
+    std::memset(static_cast<uint8_t*>(to) + size - zeros, 0, zeros);
+  }
 };
 
 struct Fiber {
@@ -115,6 +120,8 @@ inline std::string failure;
 inline std::function<void()> body;
 // Fibers take turns from the first on or from the last; a result that depends on it has a race.
 inline bool backwards = false;
+// Copies happen when they are asked for, and not when they are waited for: a GPU may do either.
+inline bool eager = false;
 
 // Switching by _longjmp and not by swapcontext, which costs a system call.
 inline void leave_fiber() {

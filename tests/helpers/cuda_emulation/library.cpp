@@ -33,7 +33,10 @@ AOTITorchError torch_c10_cuda_check_msg(int32_t error, const char*, const char*,
 void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
 
 EXPORT void emulate_capability(int major) { emulation::capability = major; }
-EXPORT void emulate_backwards(bool backwards) { emulation::backwards = backwards; }
+EXPORT void emulate_turns(bool backwards, bool eager) {
+  emulation::backwards = backwards;
+  emulation::eager = eager;
+}
 EXPORT int emulated_cluster() { return emulation::last_cluster; }
 }
 

@@ -77,7 +77,7 @@ class TestMemory(Gate):
         **{f"heads of 88, {d}": partial(_memory, [1, 0, 1], None, d, (70, 88)) for d in DTYPES},
         **{f"a cluster, {d}": partial(_memory, [1, 0, 1], None, d, (577, 64)) for d in DTYPES},
         "one key": partial(_memory, [2, 2], None, torch.bfloat16, (1, 64)),
-        "more than 4 of one": partial(_memory, [2] * 11, None, torch.bfloat16, (163, 64)),
+        "more than go at once": partial(_memory, [2] * 11, None, torch.bfloat16, (163, 64)),
         "unequal memories": partial(_memory, [2, 0, 0, 2], [300, 1, 64, 0], torch.float32,
                                     (300, 64)),
         "a memory of no keys": partial(_memory, [3, 1, 3], [200, 161, 3, 0], torch.bfloat16,
