@@ -18,6 +18,9 @@ from setuptools.errors import SetupError
 NATIVE = os.environ.get("BLIP_FAST_NATIVE", "1") != "0"
 PURE = "set BLIP_FAST_NATIVE=0 to install pure Python (slower on a CPU)"
 LIBRARY = "blip_fast/lib/libblip_fast_cpu.so"
+# The CUDA rooms: 1 builds them or fails, 0 does not; unset, where torch has CUDA and nvcc works.
+CUDA = {"1": "ON", "0": "OFF", "": "AUTO"}
+CUDA_LIBRARY = "blip_fast/lib/libblip_fast_cuda.so"
 
 
 def tool(name: str) -> str | None:
@@ -42,6 +45,7 @@ class BuildNative(Command):
         if not NATIVE:
             if self.editable_mode:  # a library of an earlier build would still be loaded
                 Path(LIBRARY).unlink(missing_ok=True)
+                Path(CUDA_LIBRARY).unlink(missing_ok=True)
             return
         if find_spec("torch") is None:
             raise SetupError(
@@ -55,6 +59,10 @@ class BuildNative(Command):
         prefix = "." if self.editable_mode else self.build_lib
         # --fresh: an old cache may name tools of a build environment that is gone.
         configure = ["--fresh", "-S", ".", "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
+        cuda = os.environ.get("BLIP_FAST_CUDA", "")
+        if cuda not in CUDA:
+            raise SetupError(f"BLIP_FAST_CUDA is {cuda!r}; set it to 1 or 0, or unset it")
+        configure.append(f"-DBLIP_FAST_CUDA={CUDA[cuda]}")
         if ninja is not None:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         install = ["--install", folder, "--strip", "--prefix", prefix]
@@ -68,10 +76,12 @@ class BuildNative(Command):
             ) from error
 
     def get_outputs(self) -> list[str]:
-        return [str(Path(self.build_lib, LIBRARY))] if NATIVE else []
+        built = [Path(self.build_lib, name) for name in (LIBRARY, CUDA_LIBRARY)]
+        return [str(path) for path in built if path.exists()]
 
     def get_source_files(self) -> list[str]:
-        sources = [path for path in Path("csrc").rglob("*") if path.suffix in (".cpp", ".cu", ".h")]
+        suffixes = (".cpp", ".cu", ".cuh", ".h")
+        sources = [path for path in Path("csrc").rglob("*") if path.suffix in suffixes]
         return ["CMakeLists.txt", *sorted(map(str, sources))]
 
 

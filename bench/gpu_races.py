@@ -161,8 +161,20 @@ def decode_attention(scale: Scale) -> Iterator[Entry]:
         index = torch.arange(images).repeat_interleave(beams)
         ours = partial(kernels.decode_cross_attention, q, memory, index)
         peers = gpu_attention.decode_peers(q, memory, index, beams)
+        for implementation in ("triton", "cuda"):  # ours is the first of them that runs
+            peers[f"{OURS}, {implementation}"] = partial(_named, implementation, ours)
         name = f"decode_cross_attention {images} x {tokens}, {beams} beams"
         yield entry(name, ours, peers, memory.nbytes, "byte", lambda function: function)
+
+
+def _named(implementation: str, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The room's call by one implementation, or an error."""
+
+    def call() -> Tensor:
+        with kernels.use(implementation, "decode_attention"):
+            return function()
+
+    return call
 
 
 def rows(scale: Scale) -> Iterator[Entry]:

@@ -9,21 +9,22 @@ differentiates it and a compiler fuses it, with nothing to register.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from blip_fast.kernels._libraries import cuda_library, load, native_library
+
 REFERENCE = "reference"
 TRITON = "triton"
+CUDA = "cuda"
 
 # One schema an operator; the overloads in `_OVERLOADS` share it.
 _SCHEMAS = {
@@ -110,8 +111,8 @@ _OVERLOADS = {
     "contrastive_backward": ("chunked", "triton"),
     "cross_attention": ("native", "triton"),
     "cross_attention_backward": ("native", "triton"),
-    "decode_attention": ("native", "triton"),
-    "decode_cross_attention": ("native", "triton"),
+    "decode_attention": ("native", "triton", "cuda"),
+    "decode_cross_attention": ("native", "triton", "cuda"),
     "linear": ("native", "onednn"),
     "linear_cross_entropy": ("chunked", "triton"),
     "linear_cross_entropy_backward": ("chunked", "triton"),
@@ -129,33 +130,8 @@ for _name, _schema in _SCHEMAS.items():
         _library.define(f"{_name}.{_overload}{_schema}" if _overload else f"{_name}{_schema}")
 
 
-def native_library() -> Path:
-    """Where the build puts the compiled CPU rooms; the file need not exist.
-
-    `BLIP_FAST_NATIVE_LIBRARY` names another build of them, as `make asan` does; that one must.
-    """
-    if other := os.environ.get("BLIP_FAST_NATIVE_LIBRARY"):
-        return Path(other).resolve(strict=True)
-    package: Any = sys.modules["blip_fast"]
-    return Path(package.__path__[0]) / "lib" / "libblip_fast_cpu.so"
-
-
-def _load_native() -> bool:
-    path = native_library()
-    if not path.exists():
-        return False
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        raise ImportError(
-            f"{path.name} does not load under torch {torch.__version__}: {error}. It needs "
-            "torch 2.10 or later; reinstall blip-fast to build it for this machine, or with "
-            "BLIP_FAST_NATIVE=0 to do without it"
-        ) from error
-    return True
-
-
-NATIVE_LOADED = _load_native()
+NATIVE_LOADED = load(native_library())
+CUDA_LOADED = torch.version.cuda is not None and load(cuda_library())
 TRITON_INSTALLED = find_spec("triton") is not None
 # Triton's interpreter: its kernels as numpy on the CPU, slowly. Triton itself reads it at import.
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -172,6 +148,8 @@ def _missing(implementation: str) -> str:
         return "this torch has no oneDNN, or the processor no AVX-512 or its like for bfloat16"
     if implementation == TRITON and not TRITON_INSTALLED:
         return "triton is not installed; pip install 'blip-fast[triton]'"
+    if implementation == CUDA and not CUDA_LOADED:
+        return "libblip_fast_cuda.so is not built; reinstall with BLIP_FAST_CUDA=1 where nvcc is"
     return ""
 
 
@@ -179,12 +157,12 @@ def _wrong_device(implementation: str, device: torch.device) -> str:
     """Why an implementation does not run on a kind of device; empty where it does."""
     if implementation in _EVERYWHERE:
         return ""
-    if implementation != TRITON:
+    if implementation not in (TRITON, CUDA):
         return "" if device.type == "cpu" else "it is for the CPU"
-    if device.type == "cpu" and TRITON_INTERPRETED:
-        return ""
+    if implementation == TRITON and device.type == "cpu":
+        return "" if TRITON_INTERPRETED else "it is for CUDA; tests set TRITON_INTERPRET=1"
     if device.type != "cuda":
-        return "it is for CUDA; on a CPU tests run it with TRITON_INTERPRET=1"
+        return "it is for CUDA"
     gpu = torch.cuda.get_device_properties(device)
     return "" if gpu.major >= 8 else f"it needs compute capability 8.0; this is {gpu.major}.x"
 
@@ -338,6 +316,8 @@ def _advantage(implementation: str) -> str:
         return "torch's own oneDNN, on weights packed once"
     if implementation == TRITON:
         return "Triton, compiled for this GPU at its first call"
+    if implementation == CUDA:
+        return "CUDA C++, compiled ahead for GPUs of compute capability 8.0 and later"
     return f"compiled for this machine ({torch.ops.blip_fast.cpu_isa()})"
 
 

@@ -111,3 +111,12 @@ def test_missing_torch_is_named_with_both_remedies(source: Path, tmp_path: Path)
     assert "torch" in message
     assert "--no-build-isolation" in message
     assert "BLIP_FAST_NATIVE=0" in message
+
+
+def test_an_unknown_wish_for_cuda_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLIP_FAST_CUDA", "yes")
+    done = run_backend(f"build_wheel({str(tmp_path)!r})", source, native=True)
+    assert done.returncode != 0
+    assert "BLIP_FAST_CUDA is 'yes'; set it to 1 or 0" in done.stderr

@@ -68,11 +68,12 @@ def cross_attention(
     return _room.operator(chosen)(q, memory, *texts)[0]
 
 
-def choose(room: Room, q: Tensor, obstacle: str = "") -> str:
+def choose(room: Room, q: Tensor, obstacle: str = "", cuda: str = "") -> str:
     """The implementation to run in a room of attention to memory.
 
     Args:
         obstacle: what keeps the opaque ones from this call beside q's device, dtype and width.
+        cuda: what keeps "cuda" from it, which not every room has.
 
     Raises:
         ValueError: where one was asked for by name that cannot run this call.
@@ -82,6 +83,7 @@ def choose(room: Room, q: Tensor, obstacle: str = "") -> str:
     obstacles = {
         "native": obstacle or (native and f"heads are {width} wide, {native}"),
         "triton": obstacle or widths.obstacle(width),
+        "cuda": obstacle or cuda,
     }
     return room.choose(q, obstacles=obstacles)
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from blip_fast.kernels._ops import REFERENCE, Room, register_fake, register_triton
 from blip_fast.kernels.cross_attention import choose, dense_heads
-from blip_fast.kernels.decode_attention import reference
+from blip_fast.kernels.decode_attention import config, reference
 
 _room = Room(
     "decode_attention",
     native=(torch.float32, torch.bfloat16),
     triton=(torch.float32, torch.bfloat16, torch.float16),
+    cuda=(torch.float32, torch.bfloat16, torch.float16),
 )
 
 
@@ -41,7 +42,7 @@ def decode_attention(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tenso
             f"{q.shape[0]} sequences and {cache.shape[1]} positions need ancestors of that shape; "
             f"they are {tuple(ancestors.shape)}"
         )
-    chosen = choose(_room, q, _obstacle(q, cache))
+    chosen = choose(_room, q, _obstacle(q, cache), config.cuda_obstacle(q.shape[-1]))
     if chosen == REFERENCE:
         return reference.decode_attention(q, cache, ancestors, lengths)
     result: Tensor = _room.operator(chosen)(
@@ -70,7 +71,7 @@ def decode_cross_attention(
     _check(q, memory, "memory")
     if index.shape != q.shape[:1]:
         raise ValueError(f"{q.shape[0]} queries need as many indices; there are {index.numel()}")
-    chosen = choose(_room, q, _obstacle(q, memory))
+    chosen = choose(_room, q, _obstacle(q, memory), config.cuda_obstacle(q.shape[-1]))
     if chosen == REFERENCE:
         return reference.decode_cross_attention(q, memory, index, key_lengths)
     lengths = None if key_lengths is None else key_lengths.contiguous()

@@ -1,4 +1,4 @@
-"""Launch choices of the Triton kernels. None was measured on a GPU yet; each says what it rests on.
+"""Launch choices for GPUs. None was measured on one yet; each says what it rests on.
 
 The room is bound by memory: at 128 images a step reads 226 MB a layer in bf16 and computes next to
 nothing.
@@ -32,3 +32,18 @@ def memory(dtype: torch.dtype) -> dict[str, int]:
 def splits(keys: int) -> int:
     """Into how many parts a memory of so many keys is split."""
     return -(-keys // SPLIT_KEYS)
+
+
+# Heads that csrc/cuda/decode_attention.cu is compiled for. On a GPU Triton goes first, and CUDA
+# after it, until a measurement in bench/results says otherwise: `make gpu` races both. What CUDA
+# does better on paper: a cluster of blocks adds up its parts in shared memory, where Triton needs
+# a second kernel and the way through global memory.
+CUDA_WIDTHS = (64, 88)
+
+
+def cuda_obstacle(width: int) -> str:
+    """Why the CUDA kernel does not take heads of that width; empty where it does."""
+    if width in CUDA_WIDTHS:
+        return ""
+    able = " and ".join(map(str, CUDA_WIDTHS))
+    return f"heads are {width} wide, and it is compiled for {able}; use Triton or the reference"

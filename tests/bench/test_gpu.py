@@ -17,9 +17,9 @@ def test_the_plan_fits_into_nine_minutes_and_names_every_room(tmp_path: Path) ->
     planned = gpu.steps("cuda", tmp_path / "rows.csv", small=False)
     assert sum(step.seconds for step in planned) <= gpu.LIMIT < 9 * 60
     gate = next(step for step in planned if step.name == "gate")
-    files = {Path(command[-1]).name for command in gate.commands}
-    folder = Path(__file__).parents[1] / "kernels" / "triton"
-    assert files == {path.name for path in folder.glob("test_*.py")}
+    files = {Path(command[-1]) for command in gate.commands}
+    rooms = Path(__file__).parents[1] / "kernels"
+    assert files == {path for f in ("triton", "cuda") for path in (rooms / f).glob("test_*.py")}
 
 
 def test_races_run_and_tell_what_is_absent(tmp_path: Path) -> None:
@@ -34,6 +34,7 @@ def test_races_run_and_tell_what_is_absent(tmp_path: Path) -> None:
     notes = {row["contender"]: row["note"] for row in rows if row["note"]}
     assert "flash_attn" in notes["flash-attn"]
     assert "GPU only" in notes["FlexAttention"]
+    assert "decode_attention cannot run 'cuda' on cpu" in notes["blip_fast, cuda"]
 
 
 def test_a_peer_that_answers_wrongly_is_an_error() -> None:
@@ -63,5 +64,7 @@ def test_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> Non
     monkeypatch.setattr(gpu, "run", lambda step, *_: gpu.Outcome(step.name, True, 0.0, ""))
     assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 0
     assert "gate: " in capsys.readouterr().out
-    (summary,) = tmp_path.glob("gpu_*.json")
-    assert json.loads(summary.read_text())["steps"][0]["name"] == "races"
+    (path,) = tmp_path.glob("gpu_*.json")
+    summary = json.loads(path.read_text())
+    assert summary["steps"][0]["name"] == "races"
+    assert summary["CUDA rooms"] in ("libblip_fast_cuda.so", "not built")

@@ -77,15 +77,15 @@ class Run:
 def runs(room: str, every_isa: bool = True) -> list[Run]:
     """Every implementation for the CPU; the compiled one once for each instruction set, or once.
 
-    Where Triton is interpreted, or there is a GPU, that one has a gate of its own, of small cases:
-    `tests/kernels/triton`.
+    Where Triton is interpreted, CUDA emulated, or there is a GPU, they have gates of their own, of
+    small cases: `tests/kernels/triton` and `tests/kernels/cuda`.
     """
     isas = (*ISAS, *TILES) if room in TILED_ROOMS else ISAS
     return [
         Run(room, name, isa)
         for name in _ops._rooms[room].implementations
         for isa in (isas if name == "native" and every_isa else ("",))
-        if name != _ops.TRITON
+        if name not in (_ops.TRITON, _ops.CUDA)
     ]
 
 

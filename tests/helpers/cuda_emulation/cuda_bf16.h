@@ -1,0 +1,3 @@
+#pragma once
+#include <torch/headeronly/util/BFloat16.h>
+using __nv_bfloat16 = torch::headeronly::BFloat16;
