@@ -27,9 +27,13 @@ help:            ## this list
 demo: $(INSTALLED)    ## caption, match and filter sample pictures, with nothing to download by hand
 	$(BIN)/blip-fast demo
 
+# Tests run in so many processes at a time. Their threads wait asleep, not to take each other's cores.
+WORKERS ?= 2
+PYTEST  := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
 # The scripts and not `python -m`: that would put ./kernels on the path as a package of its own.
 test: $(TESTABLE)     ## pytest, then lint
-	$(BIN)/pytest
+	$(PYTEST)
 	@$(MAKE) --no-print-directory lint
 
 lint: $(TESTABLE)     ## ruff and mypy
@@ -56,7 +60,7 @@ asan: $(TESTABLE)     ## the native rooms' tests under AddressSanitizer and UBSa
 	$(BIN)/cmake --build build/asan
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	BLIP_FAST_NATIVE_LIBRARY=$(CURDIR)/build/asan/libblip_fast_cpu.so \
-	  $(BIN)/pytest --capture=sys $(ASAN_TESTS)
+	  $(PYTEST) --capture=sys $(ASAN_TESTS)
 
 # The packages of some extras alone: installing `.[extra]` would compile the native library again.
 define add_extras
