@@ -48,6 +48,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OTHERS = ("transformers", "transformers-float32", "int8")
+PEAKS = ("blip_fast", "transformers")
 PROBABILITY_ERROR = 1e-3  # of a token's log-probability, in fp32
 
 
@@ -122,41 +123,31 @@ def resident(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def measure_peak(name: str, images: Tensor) -> tuple[int, int]:
-    """Bytes of a captioning call with 3 beams above the loaded model, and how many of them stay.
-
-    The first call, of one image, packs weights: what it leaves behind stays.
-    """
+def measure_peak(name: str, images: Tensor) -> int:
+    """Bytes of a captioning call with 3 beams above the loaded model: what is kept of it counts,
+    and so does the code that it loads."""
     theirs, ours = pair(torch.bfloat16)
     calls = {
-        "blip_fast": lambda some: ours_call(ours, some, SEARCHES["beams"]),
-        "transformers": lambda some: theirs_call(theirs, some, THEIRS["beams"]),
+        "blip_fast": lambda: ours_call(ours, images, SEARCHES["beams"]),
+        "transformers": lambda: theirs_call(theirs, images, THEIRS["beams"]),
     }
-    trim = ctypes.CDLL(None).malloc_trim
-    trim(0)
-    loaded = resident("VmRSS")
-    calls[name](images[:1])
-    trim(0)
-    stays = resident("VmRSS") - loaded
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    calls[name](images)
-    return resident("VmHWM") - loaded, stays
+    ctypes.CDLL(None).malloc_trim(0)
+    loaded = resident("VmRSS")
+    calls[name]()
+    return resident("VmHWM") - loaded
 
 
 def print_peaks(arguments: argparse.Namespace) -> None:
     """Each in a process of its own."""
     peaks = {}
-    for name in ("blip_fast", "transformers"):
+    for name in PEAKS:
         command = [sys.executable, "-m", "bench.e2e_caption", "--peak", name]
         command += ["--images", str(arguments.images), "--threads", str(arguments.threads)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peak, stays = map(int, done.stdout.split()[-2:])
-        peaks[name] = peak - stays
-        print(
-            f"{name}: peak {peak / 2**20:,.0f} MiB above the weights; without the "
-            f"{stays / 2**20:,.0f} MiB that stay after the first call {peaks[name] / 2**20:,.0f}"
-        )
-    print(f"{peaks['blip_fast'] / peaks['transformers']:.0%} of transformers' without what stays")
+        peaks[name] = int(done.stdout.split()[-1])
+        print(f"{name}: peak {peaks[name] / 2**20:,.0f} MiB above the weights")
+    print(f"{peaks['blip_fast'] / peaks['transformers']:.0%} of transformers'")
 
 
 def main() -> None:
@@ -168,7 +159,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="at least, of each")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--peak", choices=["blip_fast", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -176,7 +167,7 @@ def main() -> None:
     # not inference_mode: weights made in it would be packed anew by every call
     with torch.no_grad():
         if arguments.peak:
-            print(*measure_peak(arguments.peak, images))
+            print(measure_peak(arguments.peak, images))
         elif arguments.memory:
             print_peaks(arguments)
         else:
