@@ -5,11 +5,13 @@ Before anything is timed, both write the same tokens in fp32, or, where texts ar
 ours has written the same probability. Then all take turns.
 
 Usage: python -m bench.e2e_caption [--search greedy|beams|samples] [--images 8] [--threads 2]
-           [--against transformers transformers-float32 int8] [--turns 3] [--seconds 60]
+           [--against transformers transformers-float32 int8 openvino] [--turns 3] [--seconds 60]
+       python -m bench.e2e_caption --images 32 --turns 2 --seconds 0    a large batch
        python -m bench.e2e_caption --memory             peak above the weights, 3 beams
 
 Ours computes in bfloat16; `transformers` in the same, `transformers-float32` as it comes from
-`from_pretrained`, `int8` is ours with int8 weights.
+`from_pretrained`, `int8` is ours with int8 weights, `openvino` is transformers' model by OpenVINO
+in bfloat16, where that can be imported (`bench/peers/openvino_blip.py` says how; not for samples).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import Tensor
 
 import blip_fast
 from bench.harness import Case, print_table, race
+from blip_fast.decoding.options import SearchOptions
 from blip_fast.med.quantize import quantize_int8
 
 CLS, SEP, DEC = 101, 102, 30522
@@ -47,7 +50,7 @@ THEIRS: dict[str, dict[str, Any]] = {
         "repetition_penalty": 1.1,
     },
 }  # fmt: skip
-OTHERS = ("transformers", "transformers-float32", "int8")
+OTHERS = ("transformers", "transformers-float32", "int8", "openvino")
 PEAKS = ("blip_fast", "transformers")
 PROBABILITY_ERROR = 1e-3  # of a token's log-probability, in fp32
 
@@ -82,12 +85,26 @@ def theirs_call(model: Any, images: Tensor, settings: dict[str, Any]) -> Tensor:
     return model.generate(images, ids, attention_mask=mask, **LENGTHS, **settings)
 
 
-def check(search: str, images: Tensor) -> None:
-    """Hold ours against transformers in fp32."""
+def openvino_call(
+    model: Any, images: Tensor, search: str, dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    """transformers' model in fp32 by OpenVINO, which computes it in `dtype`."""
+    from bench.peers.openvino_blip import captioner
+
+    caption = captioner(model, images, [DEC, *PROMPT.values()], dtype, torch.get_num_threads())
+    options = SearchOptions(**LENGTHS, **SEARCHES[search])
+    return lambda: caption(images, options)
+
+
+def check(search: str, images: Tensor, names: list[str]) -> None:
+    """Hold ours against transformers in fp32, and OpenVINO against ours."""
     theirs, ours = pair(torch.float32)
     if search != "samples":
         found = ours_call(ours, images, SEARCHES[search])
         assert torch.equal(found, theirs_call(theirs, images, THEIRS[search])), "tokens differ"
+        if "openvino" in names:
+            theirs = openvino_call(theirs, images, search, torch.float32)()
+            assert torch.equal(found, theirs), "OpenVINO's tokens differ"
         print("tokens agree in fp32")
         return
     captions = ours.caption(images, " ".join(PROMPT), **LENGTHS, **SEARCHES[search])
@@ -115,6 +132,9 @@ def contenders(search: str, images: Tensor, names: list[str]) -> dict[str, Calla
         quantised = pair(torch.bfloat16)[1]
         quantize_int8(quantised.med)
         calls["int8"] = lambda: ours_call(quantised, images, settings)
+    if "openvino" in names:
+        full = pair(torch.float32)[0]
+        calls["openvino"] = openvino_call(full, images, search, torch.bfloat16)
     return calls
 
 
@@ -161,6 +181,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.search == "samples" and "openvino" in arguments.against:
+        parser.error("OpenVINO is raced with greedy and beams: it would draw other samples")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     images = torch.randn(arguments.images, 3, 384, 384)
@@ -171,7 +193,7 @@ def main() -> None:
         elif arguments.memory:
             print_peaks(arguments)
         else:
-            check(arguments.search, images[:2])
+            check(arguments.search, images[:2], arguments.against)
             calls = contenders(arguments.search, images, arguments.against)
             name = f"captions, {arguments.images} images, {arguments.search}, bfloat16"
             case = Case(name, calls, arguments.images, "image")

@@ -8,8 +8,8 @@ compared, in fp32, before anything is timed.
 
 Where the whole would take minutes a sample of it is timed and said: transformers' cost is that of
 each text, or each image, times their number. (It grows faster with texts: 32 cost 23 of our calls
-by a sample of 2, 27 by one of 8, processor time of one core. A small sample favours it.) Ours is timed whole in the first case and on some of
-the images in the second, whose costs add up, too.
+by a sample of 2, 27 by one of 8, processor time of one core. A small sample favours it.) Ours is
+timed whole in the first case and on some of the images in the second, whose costs add up, too.
 
 Usage: python -m bench.e2e_match [--images 32] [--texts 32] [--size 384] [--threads 2]
     [--dtype bfloat16] [--seconds 40] [--sample-texts 8] [--sample-images 2]
