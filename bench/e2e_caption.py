@@ -5,11 +5,13 @@ Before anything is timed, both write the same tokens in fp32, or, where texts ar
 ours has written the same probability. Then all take turns.
 
 Usage: python -m bench.e2e_caption [--search greedy|beams|samples] [--images 8] [--threads 2]
-           [--against transformers transformers-float32 int8] [--turns 3] [--seconds 60]
+           [--against transformers transformers-float32 int8 openvino] [--turns 3] [--seconds 60]
+       python -m bench.e2e_caption --images 32 --turns 2 --seconds 0    a large batch
        python -m bench.e2e_caption --memory             peak above the weights, 3 beams
 
 Ours computes in bfloat16; `transformers` in the same, `transformers-float32` as it comes from
-`from_pretrained`, `int8` is ours with int8 weights.
+`from_pretrained`, `int8` is ours with int8 weights, `openvino` is transformers' model by OpenVINO
+in bfloat16, where that can be imported (`bench/peers/openvino_blip.py` says how; not for samples).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import Tensor
 
 import blip_fast
 from bench.harness import Case, print_table, race
+from blip_fast.decoding.options import SearchOptions
 from blip_fast.med.quantize import quantize_int8
 
 CLS, SEP, DEC = 101, 102, 30522
@@ -47,7 +50,8 @@ THEIRS: dict[str, dict[str, Any]] = {
         "repetition_penalty": 1.1,
     },
 }  # fmt: skip
-OTHERS = ("transformers", "transformers-float32", "int8")
+OTHERS = ("transformers", "transformers-float32", "int8", "openvino")
+PEAKS = ("blip_fast", "transformers")
 PROBABILITY_ERROR = 1e-3  # of a token's log-probability, in fp32
 
 
@@ -81,12 +85,26 @@ def theirs_call(model: Any, images: Tensor, settings: dict[str, Any]) -> Tensor:
     return model.generate(images, ids, attention_mask=mask, **LENGTHS, **settings)
 
 
-def check(search: str, images: Tensor) -> None:
-    """Hold ours against transformers in fp32."""
+def openvino_call(
+    model: Any, images: Tensor, search: str, dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    """transformers' model in fp32 by OpenVINO, which computes it in `dtype`."""
+    from bench.peers.openvino_blip import captioner
+
+    caption = captioner(model, images, [DEC, *PROMPT.values()], dtype, torch.get_num_threads())
+    options = SearchOptions(**LENGTHS, **SEARCHES[search])
+    return lambda: caption(images, options)
+
+
+def check(search: str, images: Tensor, names: list[str]) -> None:
+    """Hold ours against transformers in fp32, and OpenVINO against ours."""
     theirs, ours = pair(torch.float32)
     if search != "samples":
         found = ours_call(ours, images, SEARCHES[search])
         assert torch.equal(found, theirs_call(theirs, images, THEIRS[search])), "tokens differ"
+        if "openvino" in names:
+            theirs = openvino_call(theirs, images, search, torch.float32)()
+            assert torch.equal(found, theirs), "OpenVINO's tokens differ"
         print("tokens agree in fp32")
         return
     captions = ours.caption(images, " ".join(PROMPT), **LENGTHS, **SEARCHES[search])
@@ -114,6 +132,9 @@ def contenders(search: str, images: Tensor, names: list[str]) -> dict[str, Calla
         quantised = pair(torch.bfloat16)[1]
         quantize_int8(quantised.med)
         calls["int8"] = lambda: ours_call(quantised, images, settings)
+    if "openvino" in names:
+        full = pair(torch.float32)[0]
+        calls["openvino"] = openvino_call(full, images, search, torch.bfloat16)
     return calls
 
 
@@ -122,41 +143,31 @@ def resident(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def measure_peak(name: str, images: Tensor) -> tuple[int, int]:
-    """Bytes of a captioning call with 3 beams above the loaded model, and how many of them stay.
-
-    The first call, of one image, packs weights: what it leaves behind stays.
-    """
+def measure_peak(name: str, images: Tensor) -> int:
+    """Bytes of a captioning call with 3 beams above the loaded model: what is kept of it counts,
+    and so does the code that it loads."""
     theirs, ours = pair(torch.bfloat16)
     calls = {
-        "blip_fast": lambda some: ours_call(ours, some, SEARCHES["beams"]),
-        "transformers": lambda some: theirs_call(theirs, some, THEIRS["beams"]),
+        "blip_fast": lambda: ours_call(ours, images, SEARCHES["beams"]),
+        "transformers": lambda: theirs_call(theirs, images, THEIRS["beams"]),
     }
-    trim = ctypes.CDLL(None).malloc_trim
-    trim(0)
-    loaded = resident("VmRSS")
-    calls[name](images[:1])
-    trim(0)
-    stays = resident("VmRSS") - loaded
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    calls[name](images)
-    return resident("VmHWM") - loaded, stays
+    ctypes.CDLL(None).malloc_trim(0)
+    loaded = resident("VmRSS")
+    calls[name]()
+    return resident("VmHWM") - loaded
 
 
 def print_peaks(arguments: argparse.Namespace) -> None:
     """Each in a process of its own."""
     peaks = {}
-    for name in ("blip_fast", "transformers"):
+    for name in PEAKS:
         command = [sys.executable, "-m", "bench.e2e_caption", "--peak", name]
         command += ["--images", str(arguments.images), "--threads", str(arguments.threads)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peak, stays = map(int, done.stdout.split()[-2:])
-        peaks[name] = peak - stays
-        print(
-            f"{name}: peak {peak / 2**20:,.0f} MiB above the weights; without the "
-            f"{stays / 2**20:,.0f} MiB that stay after the first call {peaks[name] / 2**20:,.0f}"
-        )
-    print(f"{peaks['blip_fast'] / peaks['transformers']:.0%} of transformers' without what stays")
+        peaks[name] = int(done.stdout.split()[-1])
+        print(f"{name}: peak {peaks[name] / 2**20:,.0f} MiB above the weights")
+    print(f"{peaks['blip_fast'] / peaks['transformers']:.0%} of transformers'")
 
 
 def main() -> None:
@@ -168,19 +179,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="at least, of each")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--peak", choices=["blip_fast", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.search == "samples" and "openvino" in arguments.against:
+        parser.error("OpenVINO is raced with greedy and beams: it would draw other samples")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     images = torch.randn(arguments.images, 3, 384, 384)
     # not inference_mode: weights made in it would be packed anew by every call
     with torch.no_grad():
         if arguments.peak:
-            print(*measure_peak(arguments.peak, images))
+            print(measure_peak(arguments.peak, images))
         elif arguments.memory:
             print_peaks(arguments)
         else:
-            check(arguments.search, images[:2])
+            check(arguments.search, images[:2], arguments.against)
             calls = contenders(arguments.search, images, arguments.against)
             name = f"captions, {arguments.images} images, {arguments.search}, bfloat16"
             case = Case(name, calls, arguments.images, "image")

@@ -235,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Timing]:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    with torch.inference_mode():
+    # not inference_mode: weights made in it would be packed anew by every call
+    with torch.no_grad():
         if args.held:
             print(*held(args))
             return {}

@@ -45,23 +45,15 @@ def openvino_see(
     see: Callable[[Tensor], Tensor], images: Tensor, dtype: torch.dtype, threads: int
 ) -> Callable[[], Tensor]:
     """`see` in fp32 by OpenVINO, which computes it in `dtype`."""
-    import openvino
+    from bench.peers.openvino_blip import Compiled, as_openvino
 
     class Traced(torch.nn.Module):
         def forward(self, pixels: Tensor) -> Tensor:
             return see(pixels)
 
-    with torch.no_grad():
-        converted = openvino.convert_model(Traced(), example_input=images)
-    precision = {torch.bfloat16: "bf16", torch.float32: "f32"}[dtype]
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
-    request = openvino.compile_model(converted, "CPU", settings).create_infer_request()
-    pixels = images.numpy()
-
-    def call() -> Tensor:
-        return torch.from_numpy(next(iter(request.infer([pixels]).values())))
-
-    return call
+    compiled = Compiled(Traced(), [images], dtype, threads)
+    pixels = as_openvino(images)
+    return lambda: torch.from_numpy(compiled([pixels])[0].data)
 
 
 def distance(actual: Tensor, truth: Tensor) -> float:

@@ -95,4 +95,5 @@ def in_parts(
         if reason:
             limit.forgive()
         yield part, result, reason
+        result = None  # or it would be held while the next is made
         start += len(part)

@@ -92,8 +92,8 @@ class MED(nn.Module):
             feature=self.image_feature(tokens) if self.config.has_matching else None,
         )
 
-    def see_into(self, images: Tensor, pairs: Tensor, places: Tensor) -> None:
-        """Images [N, 3, S, S] to memories in `places` [N] of a larger one, `room_for(M, S)`."""
+    def see_into(self, images: Tensor, pairs: Tensor, places: Tensor | slice) -> None:
+        """Images [N, 3, S, S] to memories in N `places` of a larger one, `room_for(M, S)`."""
         project_into(self._reader, self.vision(images), pairs, places)
 
     def room_for(self, images: int, size: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
+from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.match import encode, grounded_token, warn_of_failures
 from blip_fast.tasks.views import Images, views
 from blip_fast.text import Tokenizer
@@ -31,11 +32,12 @@ def compare(
         pairs = list(range(start, min(start + batch_size, len(sentences))))
         both = [left[i] for i in pairs] + [right[i] for i in pairs]
         unread: dict[int, Picture] = {}
-        for view in views(model, both, image_options, len(both), unread):
-            row_of = dict(zip(view.places, view.index.tolist(), strict=True))
-            whole = [j for j in range(len(pairs)) if j in row_of and j + len(pairs) in row_of]
-            if not whole:
-                continue
+        seen = list(views(model, both, image_options, len(both), unread))
+        places = [place for view in seen for place in view.places]
+        row_of = {place: row for row, place in enumerate(places)}
+        whole = [j for j in range(len(pairs)) if j in row_of and j + len(pairs) in row_of]
+        if whole:
+            memory = ImageMemory.join([view.memory for view in seen])
             sides = [[row_of[j] for j in whole], [row_of[j + len(pairs)] for j in whole]]
             chosen = [pairs[j] for j in whole]
             text = encode(
@@ -43,7 +45,7 @@ def compare(
             ).to(model.device)
             index = torch.tensor(sides, device=model.device)
             with torch.inference_mode():
-                logits = model.compare_logits(text, view.memory, index)
+                logits = model.compare_logits(text, memory, index)
             truth[chosen] = logits.softmax(1)[:, 1].cpu()
         failures.update({2 * start + place: picture for place, picture in unread.items()})
     warn_of_failures(failures)

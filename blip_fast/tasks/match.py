@@ -73,7 +73,7 @@ def match_view(
     if not len(at):
         return at, torch.empty(0, 2)
     with torch.inference_mode():
-        return at, over_pairs(logits, sequences, memory_rows, wanted[at, 1]).cpu()
+        return at, over_pairs(model, logits, sequences, memory_rows, wanted[at, 1]).cpu()
 
 
 def _as(score: Score, logits: Tensor) -> Tensor:

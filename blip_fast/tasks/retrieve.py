@@ -14,12 +14,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip_fast.decoding.limit import Limit, in_parts
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.embed import embed_texts
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
-from blip_fast.tasks.views import Images, View, count, read_batches, views, within
+from blip_fast.tasks.views import (
+    Images,
+    View,
+    as_list,
+    count,
+    read_batches,
+    too_large,
+    views,
+    within,
+)
 from blip_fast.text import Tokenizer
 
 # "itm+itc" is the published one: the logit of a match plus the cosine.
@@ -147,13 +157,24 @@ class _FirstLook:
             assert images.feature is not None
             self.features = images.feature.cpu()
             return
-        for places, pixels in read_batches(images, options, batch_size, failures):
+
+        def look(part: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
             with torch.inference_mode():
-                tokens = model.vision(pixels.to(model.device))
-                self.features[places] = model.image_feature(tokens).cpu()
-            if tokens.nbytes <= budget:
-                budget -= tokens.nbytes
-                self._kept |= zip(places, tokens, strict=True)
+                tokens = model.vision(torch.stack([p for _, p in part]).to(model.device))
+                return tokens, model.image_feature(tokens).cpu()
+
+        listed, limit = as_list(images), Limit(model, "views", batch_size)
+        for places, pixels in read_batches(images, options, batch_size, failures):
+            batch = list(zip(places, pixels, strict=True))
+            for part, found, reason in in_parts(look, batch, limit):
+                seen = [place for place, _ in part]
+                if found is None:
+                    failures[seen[0]] = too_large(listed[seen[0]], seen[0], reason)
+                    continue
+                tokens, self.features[seen] = found
+                if tokens.nbytes <= budget:
+                    budget -= tokens.nbytes
+                    self._kept |= zip(seen, tokens, strict=True)
 
     def again(self, places: Sequence[int], batch_size: int) -> Iterator[View]:
         """The memories of some images, `batch_size` of them at a time."""

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from blip_fast.images import ImageOptions, Picture, name_of, read_pictures, stack
+from blip_fast.decoding.limit import Limit, in_parts
+from blip_fast.images import ImageOptions, Picture, Status, name_of, read_pictures, stack
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 
@@ -60,10 +61,11 @@ def views(
     failures: dict[int, Picture],
     chosen: Sequence[int] | None = None,
 ) -> Iterator[View]:
-    """See the images of a call in batches.
+    """See the images of a call in batches, smaller ones where memory runs out.
 
     Args:
-        failures: filled with the pictures that could not be read, by their places.
+        failures: filled with the pictures that could not be read, or that memory does not suffice
+            for, by their places.
         chosen: places of those that are wanted, in order; all where none are given.
     """
     if isinstance(images, ImageMemory):
@@ -72,11 +74,26 @@ def views(
             places = list(everyone[start : start + batch_size])
             yield View(places, images, torch.tensor(places, device=model.device))
         return
-    for places, pixels in read_batches(images, options, batch_size, failures, chosen):
+
+    def see(part: Sequence[tuple[int, Tensor]]) -> ImageMemory:
         with torch.inference_mode():
-            memory = model.see(pixels.to(model.device))
-        yield View(places, memory, torch.arange(len(places), device=model.device))
-        del memory  # or it would be held while the next is made
+            return model.see(torch.stack([pixels for _, pixels in part]).to(model.device))
+
+    listed, limit = as_list(images), Limit(model, "views", batch_size)
+    for places, pixels in read_batches(images, options, batch_size, failures, chosen):
+        batch = list(zip(places, pixels, strict=True))
+        for part, memory, reason in in_parts(see, batch, limit):
+            seen = [place for place, _ in part]
+            if memory is None:
+                failures[seen[0]] = too_large(listed[seen[0]], seen[0], reason)
+                continue
+            yield View(seen, memory, torch.arange(len(seen), device=model.device))
+            del memory  # or it would be held while the next is made
+
+
+def too_large(image: Any, place: int, reason: str) -> Picture:
+    """What stands for a picture that memory does not suffice for even alone."""
+    return Picture(name_of(image, place), None, Status.TOO_LARGE, reason, 0, 0)
 
 
 def read_batches(

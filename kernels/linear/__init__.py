@@ -1,9 +1,9 @@
 """Matrix product with bias, exact GELU and residual in its epilogue.
 
 Few rows go to the native kernel, which reads the weight as it lies, once; many go to oneDNN, which
-reads a packed copy that is kept beside the weight (`config.py` has the limit, `onednn.py` the
-cache). Many rows of float32 go to the reference. Both others are for inference: where a gradient
-is wanted the reference runs too.
+reads a packed copy, kept beside the weight unless rows are thousands (`config.py` has the limits,
+`onednn.py` the cache). Many rows of float32 go to the reference. Both others are for inference:
+where a gradient is wanted the reference runs too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Linear by oneDNN, the library inside torch, on weights that are packed once and kept.
+"""Linear by oneDNN, the library inside torch, on packed weights.
 
 `F.linear` brings a weight into oneDNN's order of blocks in every call. Here the packed copy is kept
-for as long as the weight lives and does not change.
+for as long as the weight lives and does not change, unless its first product has so many rows that
+packing costs next to nothing: then it is made, used and dropped (`config.py` has the limit).
 
 For bfloat16 only. In float32 the packed product would take 0.82-0.91 of `F.linear`'s time, but it
 errs twice as much (3.6e-6 against 1.7e-6 at 3 x 33 -> 17; 1.3e-4 against 0.6e-4 at K = 3072), which
@@ -18,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from blip_fast.kernels.linear import reference
+from blip_fast.kernels.linear.config import DROPPED_ROWS
 
 _CHANGES_UNSEEN = "_blip_fast_changes_unseen"
 
@@ -62,16 +64,19 @@ class _Packed:
 _kept = WeakTensorKeyDictionary()
 
 
-def _pack(weight: Tensor) -> Tensor:
+def _pack(weight: Tensor, rows: int) -> Tensor:
+    """The weight in oneDNN's order, for a product with so many rows."""
     if not can_keep(weight):
         return torch.ops.mkldnn._reorder_linear_weight(weight)
     packed = _kept.get(weight)
-    if packed is None or not packed.is_of(weight):
-        storage = StorageWeakRef(weight.untyped_storage())
-        tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-        packed = _Packed(tensor, weight._version, weight.data_ptr(), storage)
-        _kept[weight] = packed
-    return packed.tensor
+    if packed is not None and packed.is_of(weight):
+        return packed.tensor
+    _kept.pop(weight, None)
+    storage = StorageWeakRef(weight.untyped_storage())
+    tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    if rows < DROPPED_ROWS:
+        _kept[weight] = _Packed(tensor, weight._version, weight.data_ptr(), storage)
+    return tensor
 
 
 def linear(
@@ -80,7 +85,7 @@ def linear(
     """The operator's schema; see `blip_fast.kernels.linear` for shapes."""
     if not x.numel() or not weight.numel():  # oneDNN takes no empty matrices
         return reference.linear(x, weight, bias, "gelu" if gelu else None, residual)
-    packed = _pack(weight)
+    packed = _pack(weight, x.numel() // x.shape[-1])
     if gelu:
         y = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu", [], "none")
         return y if residual is None else y.add_(residual)

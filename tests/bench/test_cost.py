@@ -63,6 +63,6 @@ def test_the_command_writes_a_table_and_a_drawing(tmp_path: Path) -> None:
     assert list(curves) == ["samples", "tokens", "images"]  # in the order of the curves
     with (tmp_path / "cost.csv").open(encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    assert tuple(header) == HEADER and len(rows) == 4 + 4 + 2
+    assert tuple(header) == HEADER and len(rows) == 4 + 4 + 3
     assert [row[1] for row in rows if row[0] == "tokens"] == ["4", "8", "16", "32"]
     assert len(ElementTree.parse(tmp_path / "cost.svg").findall(f"{SVG}g")) == 3

@@ -8,7 +8,7 @@ import torch
 from bench import e2e_match, e2e_retrieval
 
 SMALL = "--size 32 --layers 1 --threads 1 --dtype float32 --seconds 0".split()
-MATCH = [*SMALL, *"--images 3 --texts 4".split()]
+MATCH = [*SMALL, *"--images 3 --texts 4 --sample-texts 2".split()]
 RETRIEVAL = [*SMALL, *"--images 6 --texts 8 --k 4 --check-images 6 --check-texts 12".split()]
 HELD = "--budget-mib 1 --held-images 30".split()
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blip_fast import kernels
 from blip_fast.kernels import _ops
 from blip_fast.kernels.linear import _room, onednn
+from blip_fast.kernels.linear.config import DROPPED_ROWS
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Rows, K and N: one of each, around tiles and vectors, beyond a group of rows, real widths.
@@ -266,6 +267,21 @@ class TestPackedWeights:
         with torch.inference_mode():
             kernels.linear(x, weight, bias)
         assert onednn._kept[weight].tensor is first and len(onednn._kept) == 1
+
+    def test_not_kept_for_so_many_rows_that_packing_costs_nothing(self) -> None:
+        few, weight, bias, _ = inputs(3, 16, 8, torch.bfloat16)
+        many = torch.randn(DROPPED_ROWS // 2, 2, 16).bfloat16()
+        expected = F.linear(many, weight, bias)
+        torch.testing.assert_close(kernels.linear(many, weight, bias), expected)
+        assert len(onednn._kept) == 0
+        kernels.linear(few, weight, bias)
+        first = onednn._kept[weight].tensor
+        torch.testing.assert_close(kernels.linear(many, weight, bias), expected)
+        assert onednn._kept[weight].tensor is first
+        weight.mul_(2)
+        expected = F.linear(many, weight, bias)
+        torch.testing.assert_close(kernels.linear(many, weight, bias), expected)
+        assert len(onednn._kept) == 0  # nobody needs the copy of what the weight was
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
     def test_renewed_when_written_in_place(self, mode) -> None:

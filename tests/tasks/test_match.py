@@ -11,8 +11,10 @@ from torch import Tensor
 
 from blip_fast.images import ImageOptions
 from blip_fast.med import blip as med
+from blip_fast.med.blip import MED
+from blip_fast.med.vision import VisionTransformer
 from blip_fast.tasks.model import Blip
-from blip_fast.text import Tokenizer, pack
+from blip_fast.text import PackedText, Tokenizer, pack
 
 EACH = 2 * 17 * 2 * 128 * 4  # bytes of a memory: layers, tokens, keys and values, width, float32
 TEXTS = ["a red ball", "the dog", "two cats on a table with a small box", "", "who"]
@@ -112,3 +114,53 @@ def test_an_unreadable_image_is_nan_and_named(model: Blip) -> None:
     with pytest.warns(UserWarning, match="image 1"):
         found = model.match(images, TEXTS, [(2, 0), (1, 1), (0, 2), (1, 0)])
     assert found.isnan().tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("call", ["match", "retrieve"])
+def test_where_memory_runs_out_less_is_seen_at_once_and_one_image_is_named(
+    model: Blip, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    images = torch.randn(7, 3, 32, 32)
+
+    def scores() -> Tensor:
+        if call == "match":
+            return model.match(images, TEXTS[:2], batch_size=4)
+        found = model.retrieve(images, TEXTS[:2], k=2, batch_size=4).texts
+        return found.scores
+
+    expected, forward, tried = scores(), VisionTransformer.forward, []
+
+    def tight(self: VisionTransformer, some: Tensor) -> Tensor:
+        tried.append(len(some))
+        if len(some) > 2 or (some == images[4]).all((1, 2, 3)).any():
+            raise torch.OutOfMemoryError("not so many")
+        return forward(self, some)
+
+    monkeypatch.setattr(VisionTransformer, "forward", tight)
+    with pytest.warns(UserWarning, match="image 4.*not so many"):
+        found = scores()
+    others = [0, 1, 2, 3, 5, 6]
+    torch.testing.assert_close(found[others], expected[others], rtol=1e-4, atol=1e-5)
+    assert not found[4].isfinite().any()
+    assert tried[0] == 4 and max(tried[1:5]) <= 2
+
+
+def test_less_text_is_run_at_once_where_memory_runs_out(
+    model: Blip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    expected = model.match(images, TEXTS)
+    right, tried = MED.match_logits, []
+
+    def tight(self: MED, text: PackedText, *more: Tensor) -> Tensor:
+        tried.append(len(text))
+        if len(text) > 4:
+            raise torch.OutOfMemoryError("too many")
+        return right(self, text, *more)
+
+    monkeypatch.setattr(MED, "match_logits", tight)
+    torch.testing.assert_close(model.match(images, TEXTS), expected, rtol=1e-4, atol=1e-5)
+    assert tried[0] == 15 and max(tried[3:]) <= 4
+    tried.clear()
+    model.match(images, TEXTS)
+    assert max(tried) <= 4, "what was learned was forgotten"

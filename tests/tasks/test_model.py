@@ -13,6 +13,7 @@ from PIL import Image
 import blip_fast
 from blip_fast.config import Kind
 from blip_fast.images import ImageError, ImageOptions, Status
+from blip_fast.med.vision import VisionTransformer
 from blip_fast.tasks.model import Blip
 from blip_fast.text import Tokenizer
 
@@ -111,6 +112,23 @@ def test_pairs_of_images(pictures: list[Path]) -> None:
     with pytest.warns(UserWarning, match="could not be read"):
         truth = model.compare([pictures[0], pictures[0]], [pictures[3], pictures[1]], "the dog")
     assert truth.isnan().tolist() == [False, True]
+
+
+def test_pairs_of_images_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = blip("nlvr")
+    left, right = torch.randn(2, 3, 3, 32, 32)
+    expected, forward = model.compare(left, right, "the dog"), VisionTransformer.forward
+
+    def tight(self: VisionTransformer, some: torch.Tensor) -> torch.Tensor:
+        if len(some) > 1 or torch.equal(some[0], left[2]):
+            raise torch.OutOfMemoryError("not so many")
+        return forward(self, some)
+
+    monkeypatch.setattr(VisionTransformer, "forward", tight)
+    with pytest.warns(UserWarning, match="not so many"):
+        found = model.compare(left, right, "the dog")
+    torch.testing.assert_close(found[:2], expected[:2])
+    assert found.isnan().tolist() == [False, False, True]
 
 
 def test_what_a_checkpoint_cannot_do_is_said() -> None:
