@@ -2,8 +2,8 @@
 
 Without a GPU, for A100 (sm_80), H100 and H200 (sm_90), B200 (sm_100): no register may go to memory,
 nothing is summed by atomics, products of 16-bit numbers are made by matrix units, and the host
-waits for nothing. bfloat16 is compiled for all three, float16 for sm_90, float32, which has no
-matrix units, for sm_80 and sm_90. `make aot` runs this with another release of Triton.
+waits for nothing. bfloat16 is compiled for all three, float16 and float32, which has no
+matrix units, for sm_90. `make aot` runs this with another release of Triton.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ TARGETS = [
     (90, torch.bfloat16),
     (100, torch.bfloat16),
     (90, torch.float16),
-    (80, torch.float32),
     (90, torch.float32),
 ]
 
