@@ -10,6 +10,7 @@ races. What fails is told at the end, and the exit status is 1, but the steps af
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -115,6 +116,15 @@ def run(step: Step, logs: Path, seconds: float) -> Outcome:
     return Outcome(step.name, not notes, time.monotonic() - begin, "; ".join(notes))
 
 
+def aims_of(races: Path) -> list[dict[str, str]]:
+    """The aims at the end of the races' rows, with what was measured; none without such a file."""
+    if not races.exists():
+        return []
+    with races.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["case"].startswith("aim: ")]
+    return [{name: row[name] for name in ("case", "rate", "note")} for row in rows]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument(
@@ -137,12 +147,16 @@ def main(argv: list[str] | None = None) -> int:
         word = "passed" if outcome.passed else f"FAILED: {outcome.note}"
         print(f"{step.name}: {word}, {outcome.seconds:.0f} s", flush=True)
         outcomes.append(outcome)
+    aims = aims_of(args.out / f"{stem}.csv")
+    for aim in aims:
+        print(f"{aim['case']:80} {aim['rate']:>8}  {aim['note']}")
     summary = {
         "git sha": git_sha(),
         "machine": model_name(device),
         "torch": torch.__version__,
         "CUDA rooms": cuda_library().name if cuda_library().exists() else "not built",
         "steps": [asdict(outcome) for outcome in outcomes],
+        "aims": aims,
     }
     print(f"CUDA rooms: {summary['CUDA rooms']}")
     (args.out / f"{stem}.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -3,6 +3,7 @@
 `make gpu` runs it; by itself: `python -m bench.gpu_races --out rows.csv`. Two probes come first:
 how fast the device copies, and how fast it multiplies large bf16 matrices. Every rate is also given
 in per cent of its probe. A peer that is not installed, or refuses a case, is a row with the reason.
+The last rows are the aims of `gpu_aims.py` beside what was measured.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.gpu_aims import OURS, Rows, aims
 from bench.harness import Case, Timing, race, rate
 from bench.machine import git_sha, model_name
-from bench.peers import gpu_attention, gpu_rows
+from bench.peers import gpu_attention, gpu_rows, gpu_tokens
 from blip_fast import kernels
+from blip_fast.config import IMAGE_MEAN, IMAGE_STD
 
-OURS = "blip_fast"
 # Peers that compile take minutes on a CPU, where all of this is only seen to run.
 COMPILED = ("torch.compile", "FlexAttention")
 DTYPE = torch.bfloat16
 COLUMNS = ("case", "contender", "median ms", "20% ms", "80% ms", "rate", "% of probe", "ratio")
-FACTS = ("note", "git sha", "machine", "torch")
+FACTS = ("peak MB", "note", "git sha", "machine", "torch")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Scale:
     probe: int = 8192
     pairs: int = 64
     queue: int = 57600
+    pixels: int = 384
+    positions: int = 40
 
 
-SMALL = Scale(2, 1, (5, 19), 4, 3, 2, 6, 5, 11, 32, 3, 7)
+SMALL = Scale(2, 1, (5, 19), 4, 3, 2, 6, 5, 11, 32, 3, 7, 32, 5)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ def _step(function: Callable, grad: Tensor, *leaves: Tensor) -> Callable[[], tup
     return step
 
 
+def _backward(
+    function: Callable, grad: Tensor, *leaves: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    """The gradients alone, of what was computed before."""
+    with torch.inference_mode(False), torch.enable_grad():
+        out = function(*leaves)
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
 def _leaves(*tensors: Tensor) -> list[Tensor]:
     return [t.detach().clone().requires_grad_() for t in tensors]
 
@@ -117,11 +130,11 @@ def self_attention(scale: Scale) -> Iterator[Entry]:
     for tokens in scale.tokens:
         qkv = torch.randn(scale.images, tokens, 3, scale.heads, 64).to(DTYPE)
         flops = 4 * scale.images * scale.heads * tokens**2 * 64
-        peers, shape = gpu_attention.dense_peers(), f"{scale.images} x {tokens}"
+        peers, shape = gpu_attention.dense_peers(), f"{tokens} tokens of {scale.images} images"
         call = partial(_bind, _apply, (qkv,))
-        yield entry(f"attention {shape}", kernels.attention, peers, flops, "FLOP", call)
+        yield entry(f"attention, {shape}", kernels.attention, peers, flops, "FLOP", call)
         call = partial(_bind, _step, (torch.randn_like(qkv[:, :, 0]), *_leaves(qkv)))
-        name = f"attention with gradient {shape}"
+        name = f"attention with gradient, {shape}"
         yield entry(name, kernels.attention, peers, 3.5 * flops, "FLOP", call)
     offsets = _offsets(scale.texts, scale.length)
     qkv = torch.randn(scale.texts * scale.length, 3, scale.heads, 64).to(DTYPE)
@@ -143,9 +156,9 @@ def cross_attention(scale: Scale) -> Iterator[Entry]:
     flops = 4 * q.shape[0] * scale.heads * tokens * 64
     shape = f"{scale.texts} texts x {scale.length} on {images} x {tokens}"
     call = partial(_bind, _apply, (q, memory))
-    yield entry(f"cross_attention {shape}", ours, peers, flops, "FLOP", call)
+    yield entry(f"cross_attention, {shape}", ours, peers, flops, "FLOP", call)
     call = partial(_bind, _step, (torch.randn_like(q), *_leaves(q, memory)))
-    name = f"cross_attention with gradient {shape}"
+    name = f"cross_attention with gradient, {shape}"
     yield entry(name, ours, peers, 3.5 * flops, "FLOP", call)
 
 
@@ -161,20 +174,29 @@ def decode_attention(scale: Scale) -> Iterator[Entry]:
         index = torch.arange(images).repeat_interleave(beams)
         ours = partial(kernels.decode_cross_attention, q, memory, index)
         peers = gpu_attention.decode_peers(q, memory, index, beams)
-        for implementation in ("triton", "cuda"):  # ours is the first of them that runs
-            peers[f"{OURS}, {implementation}"] = partial(_named, implementation, ours)
-        name = f"decode_cross_attention {images} x {tokens}, {beams} beams"
-        yield entry(name, ours, peers, memory.nbytes, "byte", lambda function: function)
+        name = f"decode_cross_attention, {beams} beams on {images} x {tokens}"
+        yield entry(name, ours, peers | _both(ours), memory.nbytes, "byte", _as_it_is)
+        cache = torch.randn(len(q), scale.positions, 2, scale.heads, 64).to(DTYPE)
+        # Each position of each sequence lies in the row of any beam of its image.
+        ancestors = (index * beams)[:, None] + torch.randint(beams, cache.shape[:2])
+        lengths = torch.full((len(q),), scale.positions)
+        ours = partial(kernels.decode_attention, q, cache, ancestors, lengths)
+        peers = gpu_tokens.past_peers(q, cache, ancestors, lengths)
+        places = ancestors * scale.positions + torch.arange(scale.positions)
+        amount = places.unique().numel() * cache[0, 0].nbytes
+        name = f"decode_attention, {beams} beams of {images} x {scale.positions}"
+        yield entry(name, ours, peers | _both(ours), amount, "byte", _as_it_is)
 
 
-def _named(implementation: str, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The room's call by one implementation, or an error."""
+def _both(call: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """Decoding's two implementations by name; ours is the first of them that runs."""
+    names = ("triton", "cuda")
+    return {f"{OURS}, {name}": partial(_named, name, call) for name in names}
 
-    def call() -> Tensor:
-        with kernels.use(implementation, "decode_attention"):
-            return function()
 
-    return call
+def _named(implementation: str, call: Callable[[], Tensor]) -> Tensor:
+    with kernels.use(implementation, "decode_attention"):
+        return call()
 
 
 def rows(scale: Scale) -> Iterator[Entry]:
@@ -190,10 +212,11 @@ def rows(scale: Scale) -> Iterator[Entry]:
     shape = f"[{scale.rows}, 768]"
     # x and the residual are read, the sum and its norm written; backward, the norm's gradient and
     # the sum read, one gradient written for both.
-    yield entry(f"add_layernorm {shape}", normalise, peers, 4 * x.nbytes, "byte", call)
-    call = partial(_bind, _step, (torch.randn_like(x), *_leaves(*tensors)))
-    name = f"add_layernorm with gradient {shape}"
-    yield entry(name, normalise, peers, 7 * x.nbytes, "byte", call)
+    yield entry(f"add_layernorm, {shape}", normalise, peers, 4 * x.nbytes, "byte", call)
+    for how, bind, times in (("backward", _backward, 3), ("with gradient", _step, 7)):
+        call = partial(_bind, bind, (torch.randn_like(x), *_leaves(*tensors)))
+        name = f"add_layernorm {how}, {shape}"
+        yield entry(name, normalise, peers, times * x.nbytes, "byte", call)
 
     targets = torch.randint(0, scale.words, (scale.hidden,))
     hidden = torch.randn(scale.hidden, 768).to(DTYPE)
@@ -228,6 +251,55 @@ def contrastive(scale: Scale) -> Iterator[Entry]:
     yield entry(name, loss, peers, 2 * bank.nbytes, "byte", call)
 
 
+def pixels(scale: Scale) -> Iterator[Entry]:
+    """Patches alone, and with the product that embeds them."""
+    shape = (scale.images, 3, scale.pixels, scale.pixels)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    ours = partial(kernels.patchify, images, 16, IMAGE_MEAN, IMAGE_STD, DTYPE)
+    peers = gpu_tokens.patch_peers(images, 16, IMAGE_MEAN, IMAGE_STD, DTYPE)
+    amount, name = images.numel() * (1 + DTYPE.itemsize), f"{scale.images} x {scale.pixels} px"
+    yield entry(f"patchify, {name}", ours, peers, amount, "byte", _as_it_is)
+    weight = (torch.randn(768, 3, 16, 16) * 0.02).to(DTYPE)
+    peers = gpu_tokens.embedding_peers(images, weight, IMAGE_MEAN, IMAGE_STD)
+    flops = 2 * 768 * images.numel()
+    embed = partial(_embed, ours, weight.flatten(1))
+    yield entry(f"patchify and linear, {name}", embed, peers, flops, "FLOP", _as_it_is)
+
+
+def _embed(patches: Callable[[], Tensor], weight: Tensor) -> Tensor:
+    return kernels.linear(patches(), weight, None)
+
+
+def tokens(scale: Scale) -> Iterator[Entry]:
+    """The choice of the next token: samples of images, and beams."""
+    for top_k in (50, 0):
+        logits, uniform = torch.randn(scale.texts, scale.words) * 3, torch.rand(scale.texts)
+        k = min(top_k, scale.words - 1)
+        ours = partial(_sample, logits, uniform, k)
+        peers = gpu_tokens.sample_peers(logits, uniform, k, 0.9)
+        name = f"sample, {scale.texts} x {scale.words}, top-k {top_k}, top-p 0.9"
+        yield entry(name, ours, peers, logits.nbytes, "byte", _as_it_is)
+    images, beams = scale.memories, 3
+    log_probs = torch.randn(images * beams, scale.words).log_softmax(1)
+    scores = torch.randn(images, beams)
+    ours = partial(_best_scores, log_probs, scores, 2 * beams)
+    peers = gpu_tokens.beam_peers(log_probs, scores, 2 * beams)
+    name = f"beam_step, {images} x {beams} x {scale.words}"
+    yield entry(name, ours, peers, log_probs.nbytes, "byte", _as_it_is)
+
+
+def _sample(logits: Tensor, uniform: Tensor, top_k: int) -> Tensor:
+    return kernels.sample(logits, uniform, 1.0, top_k, 0.9).float()
+
+
+def _best_scores(log_probs: Tensor, scores: Tensor, keep: int) -> Tensor:
+    return kernels.beam_step(log_probs, scores, keep)[0]
+
+
+def _as_it_is(function: Callable[[], Any]) -> Callable[[], Any]:
+    return function
+
+
 def _bind(how: Callable, tensors: tuple[Tensor, ...], function: Callable) -> Callable[[], Any]:
     return how(function, *tensors)
 
@@ -236,12 +308,25 @@ def _offsets(texts: int, length: int) -> Tensor:
     return torch.tensor([0, *accumulate([length] * texts)], dtype=torch.int32)
 
 
-ROOMS = (self_attention, cross_attention, decode_attention, rows, contrastive)
+ROOMS = (self_attention, cross_attention, decode_attention, rows, contrastive, pixels, tokens)
+
+
+def peaks(case: Case, device: torch.device) -> dict[str, float]:
+    """MB of a device's memory that each contender takes beside its arguments; none on a CPU."""
+    if device.type != "cuda":
+        return {}
+    result = {}
+    for name, call in case.contenders.items():
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        result[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return result
 
 
 def lines(
     entry: Entry, timings: dict[str, Timing], best: dict[str, float]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, str]]:
     """A row for each contender, and one for each that is absent."""
     case, ours = entry.case, next(iter(timings.values())).median
     for name, t in timings.items():
@@ -263,6 +348,15 @@ def run(scale: Scale, device: torch.device, seconds: float, out: Path) -> None:
         writer = csv.DictWriter(file, (*COLUMNS, *FACTS), lineterminator="\n")
         writer.writeheader()
         best: dict[str, float] = {}
+        written: list[dict[str, str]] = []
+
+        def write(row: dict[str, str]) -> None:
+            shown = (*COLUMNS, "peak MB", "note")
+            print("  ".join(f"{row.get(c, ''):>12}" for c in shown), flush=True)
+            written.append(row)
+            writer.writerow({**row, **facts})
+            file.flush()
+
         for case in probes(scale):
             timings = race(case, seconds)
             best[case.unit] = case.amount / next(iter(timings.values())).median
@@ -270,12 +364,14 @@ def run(scale: Scale, device: torch.device, seconds: float, out: Path) -> None:
         for room in ROOMS:
             torch.manual_seed(0)
             for one in room(scale):
+                memory = peaks(one.case, device)
                 for row in lines(one, race(one.case, seconds), best):
-                    print(
-                        "  ".join(f"{row.get(c, ''):>12}" for c in (*COLUMNS, "note")), flush=True
-                    )
-                    writer.writerow({**row, **facts})
-                file.flush()
+                    if row["contender"] in memory:
+                        row["peak MB"] = f"{memory[row['contender']]:.2f}"
+                    write(row)
+        measured = Rows(written)
+        for aim in aims(scale.tokens[1]):
+            write(aim.row(measured))
 
 
 def main(argv: list[str] | None = None) -> None:

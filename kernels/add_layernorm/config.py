@@ -18,6 +18,9 @@ MAX_WIDTH = 4096
 # by shuffles alone; an SM holds 32 such programs, with 3 KB of loads each. Wider rows get a warp
 # for every 256 elements; narrow ones share a program.
 FORWARD_ELEMENTS = 1024
+# Of rows whose width is no multiple of 16 elements come one by one: 109 to 163 registers of a lane.
+# Without a limit ptxas (3.6, float16) takes 128, and spills.
+ODD_FORWARD = {"maxnreg": 168}
 
 # Backward: four warps and four rows of 1024 at once, so that a reduction's barrier serves four rows
 # and a lane keeps 16 partial sums for the gradients of weight and bias instead of 64. fp32 takes
@@ -39,11 +42,9 @@ REDUCE = {"ROWS": 64, "COLUMNS": 32}
 def forward(width: int) -> dict[str, Any]:
     """Tile and warps of the forward kernel for rows of `width` elements."""
     block = _power_of_two(width)
-    return {
-        "ROWS": max(1, FORWARD_ELEMENTS // block),
-        "BLOCK": block,
-        "num_warps": block // 256 if block > FORWARD_ELEMENTS else 1,
-    }
+    warps = block // 256 if block > FORWARD_ELEMENTS else 1
+    launch = {"ROWS": max(1, FORWARD_ELEMENTS // block), "BLOCK": block, "num_warps": warps}
+    return launch | (ODD_FORWARD if warps == 1 and width % 16 else {})
 
 
 def backward(width: int, element_size: int) -> dict[str, Any]:

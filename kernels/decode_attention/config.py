@@ -12,7 +12,8 @@ import torch
 # samples are seldom more. 32 keys and values of 64 are 8 KB; with three stages a program has 16 KB
 # of loads under way, and an SM several programs. 64 keys spill on sm_90, with either release.
 MEMORY = {"ROWS": 16, "KEYS": 32, "num_warps": 4, "num_stages": 3}
-MEMORY_EXACT = {"ROWS": 16, "KEYS": 16, "num_warps": 4, "num_stages": 1}
+# Exactly, 90 to 112 registers; without a limit ptxas (3.6, sm_90) takes 72, and spills.
+MEMORY_EXACT = {"ROWS": 16, "KEYS": 16, "num_warps": 4, "num_stages": 1, "maxnreg": 128}
 # Keys that a program takes. By the memory's length alone, never by the number of images, so that
 # the order of sums does not depend on the batch: 577 keys are 3 programs, whose results a second
 # kernel merges; its traffic is 3% of the memory's.
@@ -20,8 +21,9 @@ SPLIT_KEYS = 256
 # Indices that are compared at once, when a program looks for its image's sequences.
 CHUNK = 128
 
-# Attention to the past: a program is one sequence and head.
-PAST = {"POSITIONS": 32, "num_warps": 2, "num_stages": 2}
+# Attention to the past: a program is one sequence and head. 82 to 217 registers; without a limit
+# ptxas (3.9, sm_100) takes 96 in fp32, and spills.
+PAST = {"POSITIONS": 32, "num_warps": 2, "num_stages": 2, "maxnreg": 224}
 
 
 def memory(dtype: torch.dtype) -> dict[str, int]:

@@ -11,6 +11,7 @@ import torch
 
 from bench import gpu
 from bench import gpu_races as races
+from bench.gpu_aims import Rows, aims
 
 
 def test_the_plan_fits_into_nine_minutes_and_names_every_room(tmp_path: Path) -> None:
@@ -28,13 +29,44 @@ def test_races_run_and_tell_what_is_absent(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["% of probe"] for row in rows[:2]] == ["100.0", "100.0"]
     cases = {row["case"] for row in rows if row["contender"] == races.OURS}
-    assert len(cases) == 13
+    assert len(cases) == 21
+    assert {f"{name}," for name in ("patchify", "beam_step", "sample", "decode_attention")} <= {
+        case.split(" ")[0] for case in cases
+    }
+    found = gpu.aims_of(tmp_path / "rows.csv")
+    assert len(found) == 11 and [row["case"] for row in found] == [r["case"] for r in rows[-11:]]
+    words = {aim["note"].partition(":")[0] for aim in found}
+    assert "not measured" in words and words <= {"met", "NOT MET", "not measured"}
     for row in rows[2:]:
         assert bool(row["median ms"]) != bool(row["note"]), row
     notes = {row["contender"]: row["note"] for row in rows if row["note"]}
     assert "flash_attn" in notes["flash-attn"]
     assert "GPU only" in notes["FlexAttention"]
     assert "decode_attention cannot run 'cuda' on cpu" in notes["blip_fast, cuda"]
+
+
+def test_aims_are_judged() -> None:
+    def row(case: str, contender: str, **numbers: str) -> dict[str, str]:
+        return {"case": case, "contender": contender, "median ms": "1", **numbers}
+
+    head = "linear_cross_entropy with gradient"
+    rows = Rows([
+        row("attention, 577 tokens", "blip_fast", ratio="1.00"),
+        row("attention, 577 tokens", "torch SDPA, flash", ratio="1.20"),
+        row("attention, 577 tokens", "flash-attn", ratio="0.90"),
+        row("attention, 577 tokens", "xformers", ratio="0.50"),
+        {"case": "attention, 577 tokens", "contender": "flash-attn 3", "note": "is not there"},
+        row(head, "blip_fast", **{"peak MB": "9", "ratio": "1"}),
+        row(head, "torch.compile, logits stored", **{"peak MB": "100", "ratio": "1.4"}),
+    ])  # fmt: skip
+    judged = [aim.row(rows) for aim in aims(577)]
+    found = {row["case"]: (row.get("rate"), row["note"].partition(":")[0]) for row in judged}
+    assert found["aim: linear_cross_entropy: speed over torch.compile"] == ("1.4", "met")
+    assert found["aim: linear_cross_entropy: memory over torch.compile's"] == ("0.09", "met")
+    best = "speed over the best of flash, cuDNN and flash-attn"
+    assert found[f"aim: attention, 577 tokens: {best}"] == ("0.9", "NOT MET")
+    gradient = found[f"aim: attention with gradient, 577 tokens: {best}"]
+    assert gradient == (None, "not measured")
 
 
 def test_a_peer_that_answers_wrongly_is_an_error() -> None:

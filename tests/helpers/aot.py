@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -94,24 +94,22 @@ class Compiled:
     ptx: str = field(repr=False)
     cubin: bytes = field(repr=False)
 
-    @property
-    def registers_and_stack(self) -> tuple[int, int]:
-        """Registers of a thread, and bytes of its stack: where they did not suffice."""
-        used = re.search(
-            r"REG:(\d+) STACK:(\d+)", _read_cubin(self.cubin, "cuobjdump", "-res-usage")
-        )
+    @cached_property
+    def registers_and_memory(self) -> tuple[int, int]:
+        """Registers of a thread, and bytes of memory of its own: where they did not suffice."""
+        usage = _read_cubin(self.cubin, "cuobjdump", "-res-usage")
+        used = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
         assert used, "cuobjdump tells no resources"
-        return int(used[1]), int(used[2])
-
-    @property
-    def spills(self) -> bool:
-        """Whether registers go to memory and back."""
-        code = _read_cubin(self.cubin, "nvdisasm", "-c")
-        return self.registers_and_stack[1] > 0 or bool(re.search(r"\b(STL|LDL)\b", code))
+        return int(used[1]), int(used[2]) + int(used[3])
 
     @property
     def uses_matrix_units(self) -> bool:
         return bool(re.search(MATRIX[self.capability], self.ptx))
+
+    @property
+    def atomics(self) -> bool:
+        """Whether it adds to memory in whatever order programs come."""
+        return bool(re.search(r"\b(atom|red)\.", self.ptx))
 
 
 def _read_cubin(cubin: bytes, tool: str, *options: str) -> str:
@@ -134,6 +132,18 @@ def recorded() -> Iterator[list[Compilation]]:
 
     with mock.patch.object(JITFunction, "run", run):
         yield found
+
+
+@contextmanager
+def not_launched() -> Iterator[list[str]]:
+    """Inside a `with`, kernels are named and not run; of their arguments nothing is asked."""
+    names: list[str] = []
+
+    def run(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        names.append(kernel.fn.__name__)
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield names
 
 
 def _compilation(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> Compilation:
@@ -162,10 +172,8 @@ def _kind(value: Any) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def compilations(room: str, dtype: torch.dtype) -> list[Compilation]:
-    """All that a room launches on its problems, `triton_problems/<room>.py`; each once."""
-    problems: Iterable[Callable[[], object]]
-    problems = import_module(f"triton_problems.{room}").problems(dtype)
+def compilations(problems: Iterable[Callable[[], object]]) -> list[Compilation]:
+    """All that is launched on some problems of a room, `triton_problems/<room>.py`; each once."""
     with recorded() as found:
         for problem in problems:
             problem()

@@ -32,6 +32,8 @@ ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 # ones, with the vectors of such a processor and with anyone's.
 TILES = ("amx", "amx-emulated", "amx-portable")
 TILED_ROOMS = ("attention", "linear_int8")
+# Tests of few cases, under one instruction set.
+SLOW = ("test_gradients_of_strided", "test_compiled", "test_operators")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,20 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Largest(TorchDispatchMode):
+    """Elements of the largest floating tensor that PyTorch makes meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():  # no storage's bytes
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
 def assert_ran(run: Run, names: list[str]) -> None:
     """The recorded operators are of the forced implementation; for a reference there are none."""
     if run.implementation == _ops.REFERENCE:
@@ -214,6 +230,19 @@ def check_gradients(case: Case, run: Run) -> None:
     _assert_bit_equal(f"{run} gradients", grads, _gradients(case.call, case, None)[1])
 
 
+def check_gradients_of_strided(case: Case, run: Run) -> None:
+    """Gradients where nothing is contiguous, neither inputs nor the outputs' gradients."""
+    high, wanted = wide(case.dtype), case.names_of_gradients
+    _, truth_grads, _ = _gradients(_bound(case, high), case, high)
+    _, same_grads, _ = _gradients(_bound(case, case.dtype), case, None)
+    with Recorder() as recorder:
+        _, grads, leaves = _gradients(case.call, case, None, strided)
+    assert_ran(run, recorder.names)
+    _assert_untouched(run, leaves, case)
+    for name, *triple in zip(wanted, grads, same_grads, truth_grads, strict=True):
+        assert_close_as_torch(f"{run} strided, gradient of {name}", *triple)
+
+
 def check_compiled(case: Case, run: Run) -> None:
     """`torch.compile` takes it whole, forward and backward, and runs the same operators."""
     names: list[str] = []
@@ -264,19 +293,23 @@ def _bound(case: Case, high: torch.dtype) -> Callable[..., Result]:
 
 
 def _gradients(
-    call: Callable[..., Result], case: Case, dtype: torch.dtype | None
+    call: Callable[..., Result],
+    case: Case,
+    dtype: torch.dtype | None,
+    layout: Callable[[Tensor], Tensor] = torch.clone,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[Tensor]]:
     """Outputs, gradients and leaves of a call; the outputs' gradients are the same every time."""
     wanted = case.names_of_gradients
     leaves = {
-        name: t.to(dtype or t.dtype, copy=True).requires_grad_(name in wanted)
+        name: layout(t.to(dtype or t.dtype)).requires_grad_(name in wanted)
         for name, t in case.tensors.items()
     }
     results = outputs(call(*leaves.values()))
     generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     ends = [out for out in results if out.requires_grad]
     cotangents = [
-        torch.randn(out.shape, generator=generator).to(case.dtype).to(out.dtype) for out in ends
+        layout(torch.randn(out.shape, generator=generator).to(case.dtype).to(out.dtype))
+        for out in ends
     ]
     assert ends, "no output needs a gradient"
     grads = torch.autograd.grad(ends, [leaves[name] for name in wanted], cotangents)
@@ -313,8 +346,8 @@ class Gate:
         room: its name.
         cases: name to a function that makes the case, called under a fixed seed. Have odd sizes,
             one row, zero rows, extreme values, every dtype, and one case large enough for threads.
-        few: names of the cases that are also compiled and given to `opcheck`, which is slow;
-            the first alone where none are named.
+        few: names of the cases that are also differentiated in another layout, compiled and given
+            to `opcheck`, which is slow; the first alone where none are named.
         implementations: those to judge; all that are for the CPU where none are named.
     """
 
@@ -326,7 +359,7 @@ class Gate:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "run" not in metafunc.fixturenames:  # a test that the room adds
             return
-        slow = metafunc.function.__name__ in ("test_compiled", "test_operators")
+        slow = metafunc.function.__name__ in SLOW
         named = [Run(self.room, name) for name in self.implementations]
         metafunc.parametrize("run", named or runs(self.room, every_isa=not slow), ids=str)
         some = self.few or tuple(self.cases)[:1]
@@ -346,6 +379,12 @@ class Gate:
             pytest.skip("this case has no gradients")
         torch.manual_seed(0)  # the case is made anew, of the same values
         self._check(check_gradients, name, run)
+
+    def test_gradients_of_strided(self, name: str, run: Run) -> None:
+        if not self.cases[name]().names_of_gradients:
+            pytest.skip("this case has no gradients")
+        torch.manual_seed(0)
+        self._check(check_gradients_of_strided, name, run)
 
     def test_compiled(self, name: str, run: Run) -> None:
         self._check(check_compiled, name, run)

@@ -7,11 +7,15 @@ should be bfloat16 is rounded to the nearest, ties to even, as the hardware does
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
 import triton.language as tl
+from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -32,6 +36,23 @@ def install() -> None:
     for kind in (interpreter.ReduceOps, interpreter.ScanOps):
         kind.apply_impl = _reduce(kind.apply_impl)
     interpreter.ReduceOps.generic_reduce = _xor(interpreter.ReduceOps.generic_reduce)
+
+
+@contextmanager
+def loads_of(tensor: Tensor) -> Iterator[Tensor]:
+    """How often kernels inside a `with` load each element of a contiguous tensor: of its shape."""
+    counts = torch.zeros(tensor.shape, dtype=torch.int64)
+    begin, size = tensor.data_ptr(), tensor.element_size()
+    load = InterpreterBuilder.create_masked_load
+
+    def counted(self: Any, ptrs: TensorHandle, mask: TensorHandle, *others: Any) -> TensorHandle:
+        place = ptrs.data[mask.data].astype(np.int64) - begin
+        place = place[(place >= 0) & (place < tensor.nbytes)] // size
+        counts.view(-1).add_(torch.bincount(torch.from_numpy(place), minlength=tensor.numel()))
+        return load(self, ptrs, mask, *others)
+
+    with mock.patch.object(InterpreterBuilder, "create_masked_load", counted):
+        yield counts
 
 
 def _is_bfloat16(handle: Any) -> bool:

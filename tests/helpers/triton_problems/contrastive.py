@@ -17,6 +17,10 @@ def problems(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
         yield partial(_run, torch.zeros(rows, width, dtype=dtype), torch.zeros(entries, width))
 
 
+def smallest(dtype: torch.dtype) -> None:
+    _run(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1))
+
+
 def _run(features: torch.Tensor, bank: torch.Tensor) -> None:
     rows, entries = len(features), len(bank)
     tensors = (features, features, bank.to(features.dtype), torch.ones(()))

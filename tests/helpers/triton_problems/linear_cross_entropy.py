@@ -19,6 +19,10 @@ def problems(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
             yield partial(_run, hidden.to(dtype), weight.to(dtype), smoothing)
 
 
+def smallest(dtype: torch.dtype) -> None:
+    _run(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype), 0.1)
+
+
 def _run(hidden: torch.Tensor, weight: torch.Tensor, smoothing: float) -> None:
     targets = torch.zeros(len(hidden), dtype=torch.int64)
     tensors = (hidden, weight, weight[:, 0].contiguous(), targets)

@@ -22,3 +22,10 @@ def problems(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     held, lengths = torch.zeros(6, 20).long(), torch.zeros(6).long()
     for penalty in (1.0, 1.1):
         yield partial(triton.penalise, logits, held, lengths, penalty, 5, 102)
+
+
+def smallest(dtype: torch.dtype) -> None:
+    logits, one = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64)
+    triton.sample(logits, logits[0], 0.7, 1, 0.9)
+    triton.beam_step(logits, logits, 1)
+    triton.penalise(logits, one, one[0], 1.1, 1, 0)

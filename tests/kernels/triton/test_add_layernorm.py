@@ -79,8 +79,11 @@ class TestAddLayernorm(Gate):
 def test_weight_gradients_do_not_follow_the_number_of_programs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    grad_sum, grad_out, total = torch.randn(3, 50, 768)
-    weight = torch.randn(768)
+    """Nor with the lots in which their sums are added, of which 200 programs' fill several."""
+    grad_sum, grad_out, total = torch.randn(3, 50, 200)
+    weight = torch.randn(200)
+    monkeypatch.setitem(config.REDUCE, "ROWS", 4)
+    monkeypatch.setattr(config, "BACKWARD_ELEMENTS", 512)
     arguments = (grad_sum, grad_out, total, weight)
     same = reference.add_layernorm_backward(*arguments, EPS)
     truth = reference.add_layernorm_backward(*(t.double() for t in arguments), EPS)
@@ -89,6 +92,18 @@ def test_weight_gradients_do_not_follow_the_number_of_programs(
         actual = triton.add_layernorm_backward(*arguments, EPS)
         for triple in zip(actual, same, truth, strict=True):
             assert_close_as_torch(f"{programs} programs", *triple)
+
+
+@pytest.mark.parametrize("width", [3, 768])
+def test_a_nan_stays_in_its_row(width: int) -> None:
+    x, residual = torch.randn(2, 9, width)
+    x[4, 1] = torch.nan
+    weight = torch.ones(width)
+    with kernels.use("triton", "add_layernorm"):
+        total, out = kernels.add_layernorm(x, residual, weight, weight, EPS)
+    others = torch.arange(9) != 4
+    assert out[4].isnan().all() and out[others].isfinite().all()
+    assert torch.equal(total[others], (x + residual)[others])
 
 
 def test_wider_rows_go_elsewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 from gate import Case, Gate
 from oracles import attend
+from tolerance import assert_close_as_torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from blip_fast import kernels
+from blip_fast.kernels.attention import config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,12 +61,35 @@ class TestAttention(Gate):
         "one token": partial(_dense, (2, 1, 1, 64), True, torch.bfloat16),
         "no sequences": partial(_packed, [], True, torch.bfloat16),
         "an empty sequence": partial(_packed, [0], False, torch.bfloat16),
-        "heads of 88": partial(_dense, (1, 40, 2, 88), False, torch.bfloat16),
+        **{f"heads of 88, {d}": partial(_dense, (1, 40, 2, 88), False, d) for d in DTYPES},
+        "heads of 88, causal": partial(_packed, [3, 70, 9], True, torch.bfloat16, 88),
         "heads of 16": partial(_packed, [40, 3], True, torch.float32, 16),
         "heads of 33": partial(_packed, [40, 3], True, torch.float16, 33),
         "large scores": partial(_dense, (1, 80, 1, 64), False, torch.float32, 1e4),
         "huge scores": partial(_dense, (1, 80, 1, 64), True, torch.bfloat16, 1e15),
     }
+
+
+def test_4700_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a sequence gets, in tiles as large as the interpreter likes them."""
+    for table in (config.FORWARD, config.QUERIES, config.PAIRS):
+        monkeypatch.setitem(table, 64, {"ROWS": 1024, "KEYS": 1024})
+    qkv, grad = torch.randn(1, 4700, 3, 1, 64).bfloat16(), torch.randn(1, 4700, 1, 64).bfloat16()
+
+    def run(attend: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        leaf = qkv.to(dtype).requires_grad_()
+        out = attend(leaf)
+        return out.detach(), torch.autograd.grad(out, leaf, grad.to(dtype))[0]
+
+    def by_torch(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    with kernels.use("triton"):
+        actual = run(partial(kernels.attention, causal=True), torch.bfloat16)
+    same, truth = run(by_torch, torch.bfloat16), run(by_torch, torch.float32)
+    for name, *triple in zip(("output", "gradient"), actual, same, truth, strict=True):
+        assert_close_as_torch(name, *triple)
 
 
 def test_a_nan_reaches_its_own_sequence_and_head_only() -> None:

@@ -6,12 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from gate import Case, Gate
+from gate import Case, Gate, Largest
 from tolerance import assert_close_as_torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blip_fast import kernels
+from blip_fast.kernels import _ops
 from blip_fast.kernels.contrastive import config, reference, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -126,6 +127,34 @@ def test_a_queue_of_another_dtype() -> None:
     grad, _ = triton.contrastive_backward(losses, *arguments, statistics, 0.4)
     assert grad.dtype == torch.bfloat16
     torch.testing.assert_close(losses, reference.contrastive(*arguments, 0.4))
+
+
+def test_similarities_are_never_stored_and_the_bank_streams() -> None:
+    """Of 70 rows and 600 entries nothing is made that has a number for each pair."""
+    arguments = (*(_features(n, 8) for n in (70, 70, 600)), torch.tensor(0.07), *_ids(70, 600))
+    with Largest() as largest:
+        losses, statistics = triton.contrastive(*arguments, 0.4)
+        triton.contrastive_backward(losses, *arguments, statistics, 0.4)
+    assert largest.elements == 600 * 8 < 70 * 600 / 4  # the bank, as it came
+
+
+@pytest.mark.skipif(not _ops.TRITON_INTERPRETED, reason="the interpreter alone counts loads")
+def test_a_pass_reads_the_bank_once() -> None:
+    from interpreter import loads_of
+
+    query, momentum, bank = (_features(n, 16) for n in (5, 5, 320))
+    arguments = (query, momentum, bank, torch.tensor(0.07), *_ids(5, 320))
+    with loads_of(bank) as counts:
+        triton.contrastive(*arguments, 0.4)
+    assert counts.eq(1).all()
+
+
+def test_losses_do_not_follow_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*(_features(n, 16) for n in (3, 3, 700)), torch.tensor(0.07), *_ids(3, 700))
+    expected = triton.contrastive(*arguments, 0.4)
+    monkeypatch.setattr(config, "ENTRIES_OF_PART", 128)
+    monkeypatch.setitem(config.MERGE, "PARTS", 2)
+    torch.testing.assert_close(triton.contrastive(*arguments, 0.4), expected)
 
 
 def test_gradients_do_not_follow_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from gate import Case, Gate
+from gate import Case, Gate, Largest
 from tolerance import assert_close_as_torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
 from blip_fast.kernels.linear_cross_entropy import IGNORE, config, reference, triton
@@ -89,13 +88,6 @@ def test_targets_that_are_no_tokens_are_refused() -> None:
 def test_never_more_logits_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of the backward pass change no result, and nothing is as large as all logits."""
 
-    class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and result.is_floating_point():  # no storage's bytes
-                sizes.append(result.numel())
-            return result
-
     targets = _targets(150, 700)
     tensors = (torch.randn(150, 16), torch.randn(700, 16), torch.randn(700), targets)
     losses, logsumexp = triton.linear_cross_entropy(*tensors, 0.1)
@@ -108,14 +100,31 @@ def test_never_more_logits_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(config, "BACKWARD_TOKENS", 64)
     monkeypatch.setattr(config, "BACKWARD_WORDS", 128)
-    sizes: list[int] = []
-    with Largest():
+    with Largest() as largest:
         triton.linear_cross_entropy(*tensors, 0.1)
         parts = triton.linear_cross_entropy_backward(losses, *tensors, logsumexp, 0.1)
-    assert max(sizes) == 700 * 16 < 150 * 700 / 4
+    assert largest.elements == 700 * 16 < 150 * 700 / 4
     same, truth = formula(torch.float32), formula(torch.float64)
     for name, *triple in zip(("hidden", "weight", "bias"), parts, same, truth, strict=True):
         assert_close_as_torch(name, *triple)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_do_not_follow_groups_and_merges(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tokens that take turns, the last group has fewer; partial results come in three lots."""
+    monkeypatch.setattr(config, "GROUP", 2)
+    monkeypatch.setattr(config, "TILES", 1)
+    monkeypatch.setitem(config.MERGE, "PARTS", 2)
+    hidden, weight = torch.randn(2 * 128 + 3, 16).to(dtype), torch.randn(300, 16).to(dtype)
+    tensors = hidden, weight, torch.randn(300).to(dtype)
+    targets = _targets(len(hidden), 300)
+    losses = triton.linear_cross_entropy(*tensors, targets, 0.1)[0]
+    options = {"ignore_index": IGNORE, "label_smoothing": 0.1, "reduction": "none"}
+    truth = F.cross_entropy(F.linear(*(t.double() for t in tensors)), targets, **options)
+    same = reference.linear_cross_entropy(*(t.float() for t in tensors), targets, 0.1)
+    assert_close_as_torch("losses", losses, same, truth)
 
 
 def test_a_loss_does_not_depend_on_its_neighbours() -> None:

@@ -47,6 +47,7 @@ def test_every_value_is_as_exact_as_torch(
     with Recorder() as recorder:
         actual = kernels.patchify(images, size, IMAGE_MEAN, IMAGE_STD, dtype)
     assert recorder.names == ["blip_fast.patchify.triton"]
+    assert actual.equal(kernels.patchify(images, size, IMAGE_MEAN, IMAGE_STD, dtype))
     same = reference.patchify(images, size, IMAGE_MEAN, IMAGE_STD, dtype)
     assert_close_as_torch(f"{size} {dtype}", actual, same, _truth(images, size, dtype))
 

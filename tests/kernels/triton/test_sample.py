@@ -64,6 +64,13 @@ def test_no_rows_other_layouts_and_nan() -> None:
     logits, uniform = torch.randn(9, 5).t(), torch.rand(10)[::2]
     expected = kernels.sample(logits.contiguous(), uniform.contiguous(), 1.0, 4, 0.9)
     assert kernels.sample(logits, uniform, 1.0, 4, 0.9).equal(expected)
+    scores = torch.randn(5, 2)[:, :1]  # of beams
+    dense = kernels.beam_step(logits.contiguous(), scores.contiguous(), 3)
+    for strided, same in zip(kernels.beam_step(logits, scores, 3), dense, strict=True):
+        assert strided.equal(same)
+    tokens, lengths = torch.randint(9, (4, 5)).t(), torch.tensor([1, 9, 4, 9, 2, 9, 3, 9, 4])[::2]
+    penalised = kernels.penalise(logits, tokens, lengths, 1.1, 2, 3)
+    assert penalised.equal(reference.penalise(logits, tokens, lengths, 1.1, 2, 3))
     logits = logits.contiguous()
     logits[1] = torch.nan
     for top_k, top_p in ((0, 0.9), (4, 0.9), (0, 1.0)):
@@ -102,13 +109,18 @@ def test_beam_step_among_equals_and_nan() -> None:
 
 @pytest.mark.parametrize("min_length", [0, 4])
 @pytest.mark.parametrize("penalty", [1.0, 1.1, 0.8])
-def test_penalties_are_the_reference_bit_for_bit(penalty: float, min_length: int) -> None:
+def test_penalties_are_the_reference_bit_for_bit(
+    penalty: float, min_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = torch.randn(4, 10) * 3
     scores[3, 4] = -torch.inf
     tokens = torch.tensor([[5, 1, 5, 7, 2], [9, 0, 0, 0, 0], [4, 8, 6, 0, 0], [4, 3, 3, 0, 0]])
     arguments = (scores, tokens, torch.tensor([5, 1, 3, 3]), penalty, min_length, 3)
     before = scores.clone()
-    assert kernels.penalise(*arguments).equal(reference.penalise(*arguments))
+    expected = reference.penalise(*arguments)
+    for at_once in (128, 2):
+        monkeypatch.setitem(config.HELD, "HELD", at_once)
+        assert kernels.penalise(*arguments).equal(expected)
     assert scores.equal(before)
 
 
