@@ -88,10 +88,17 @@ def with_scores(
     comparison with it would be false either way round.
     """
     if not all(map(finite, filters)):
-        return replace(candidate, status=Status.FAILED_SCORE, kept=False)
+        return unscored(candidate)
     joined = vote(filters, how, weights)
     kept = can_be_scored(candidate) and _reaches(joined, threshold, itc_threshold)
     return replace(candidate, filters=tuple(filters), kept=kept, **vars(joined))
+
+
+def unscored(candidate: Candidate) -> Candidate:
+    """A text as it is recorded where a score should be and is not."""
+    if not can_be_scored(candidate):
+        return candidate
+    return replace(candidate, status=Status.FAILED_SCORE, kept=False)
 
 
 def decide(candidate: Candidate, threshold: float, itc_threshold: float | None = None) -> Candidate:

@@ -200,7 +200,7 @@ _WHY = {
     if status is not Status.SUCCESS
 } | {
     Status.EMPTY_TEXT.value: "the {source} text is empty",
-    Status.FAILED_SCORE.value: "the filter's score of the {source} text is not a number",
+    Status.FAILED_SCORE.value: "the {source} text has no score, or none that is a number",
 }
 
 
