@@ -101,15 +101,14 @@ class Models:
     def decide(self, batch: Batch) -> None:
         """Join the scores, decide, and make each picture a row."""
         batch.memories.clear()
-        options = self.options
-        rule = (options.threshold, options.itc_threshold, options.vote, options.shares())
+        rule = self.options.rule()
         for job in batch.items:
             if not job.usable:
                 job.row = _row(job, batch.name, [unscored(c) for c in prepare(job.candidates)])
                 continue
             scores = iter(job.scores)
             decided = [
-                with_scores(c, next(scores), *rule) if can_be_scored(c) else c
+                with_scores(c, next(scores), **rule) if can_be_scored(c) else c
                 for c in job.candidates
             ]
             job.row = _row(job, batch.name, decided)

@@ -68,6 +68,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="how several filters decide; default mean, or sum where there are weights",
     )
     parser.add_argument("--weights", type=float, nargs="+", help="one a filter, for a sum")
+    common.add_without(parser, "degenerate")
 
 
 def _add_captions(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         itc_threshold=args.itc_threshold,
         vote=args.vote or ("sum" if weights else "mean"),
         weights=weights,
+        without=("degenerate",) if args.without is None else tuple(args.without),
         num_captions=args.num_captions,
         top_p=args.top_p,
         num_beams=args.num_beams,
@@ -265,6 +267,8 @@ def _report(summary: CapFiltSummary) -> None:
     for source, texts in stats["texts"].items():
         unscored = {k: n for k, n in texts["status_dict"].items() if k != "success"}
         why = "".join(f", {status} {number}" for status, number in unscored.items())
+        flags = [flag for flag in stats["settings"]["without"] if texts[flag]]
+        why += "".join(f", {texts[flag]} {flag} not kept" for flag in flags)
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept{why}", file=sys.stderr)
     _report_stages(stats)
     if summary.complete:

@@ -104,6 +104,18 @@ def add_max_pixels(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     )
 
 
+def add_without(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        choices=("degenerate", "truncated"),
+        metavar="FLAG",
+        help="texts that are never kept, whatever their score: degenerate ones, in which a "
+        "captioner repeats itself, or truncated ones; nothing after it: scores alone decide, as in "
+        f"the paper. All stay in the tables with their scores. Default: {default}",
+    )
+
+
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="pictures at once; default: by device")
     # Read-ahead is the library's own affair; the number of old commands changes nothing.
