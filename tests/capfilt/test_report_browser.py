@@ -31,8 +31,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = Labels("/a/" + WIDE + ".json")
     labels.add("000000003", "web", None, False)
     labels.add("000000001", "web", None, True)
-    # The page's name is that of its folder, which is a long one, too.
-    folder = write_shards(tmp_path_factory.mktemp("run") / WIDE[:200], [rows[:3], rows[3:]])
+    folder = write_shards(tmp_path_factory.mktemp("run"), [rows[:3], rows[3:]], "/data/" + WIDE)
     return write_report(folder, labels)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from blip_fast.cli import main
 
-LONG = "a-name-without-a-blank-" * 9
+LONG = "a_name_without_a_blank_" * 9
 
 
 @pytest.fixture(scope="module")
