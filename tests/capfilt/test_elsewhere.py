@@ -101,6 +101,35 @@ def test_shards_of_the_hub(
         assert len(fetched) == 4, "each shard is fetched once a run"
 
 
+def test_shards_in_a_bucket(
+    two_tars: Path, tmp_path: Path, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3:// by s3fs itself, at a server of ours."""
+    pytest.importorskip("s3fs", reason="needs the extra blip-fast[remote]")
+    import fsspec
+
+    shards = sorted(two_tars.iterdir())
+    with serving() as site:
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": site.url, "anon": True})
+        contents = "".join(
+            f"<Contents><Key>web/{p.name}</Key><Size>{p.stat().st_size}</Size>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>0</ETag></Contents>"
+            for p in shards
+        )
+        listing = (
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>pairs</Name>'
+            f"<KeyCount>2</KeyCount><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
+        )
+        site.put("/pairs", listing.encode())
+        for path in shards:
+            site.put(f"/pairs/web/{path.name}", path.read_bytes())
+        here = rows(two_tars, tmp_path / "here", stub())
+        for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
+            there = rows(f"s3://pairs/web/{name}", tmp_path / str(number), stub())
+            assert same(here, there)
+            assert there[0]["path"] == "s3://pairs/web/00000.tar/000000000.jpg"
+
+
 def test_a_table_of_urls(site: Site, tmp_path: Path, stub: Any) -> None:
     urls = [site.put(f"/{n}.jpg", jpeg(n), failing) for n, failing in enumerate([(), (503, 0)])]
     urls += [f"{site.url}/none.jpg", site.put("/gone.jpg", jpeg(), failing=(410,) * 9)]
