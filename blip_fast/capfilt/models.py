@@ -56,20 +56,40 @@ class Models:
         model = self.captioners[number]
 
         def write(some: Sequence[Job], memory: Any) -> list[Sequence[Generated]]:
-            keys = [job.picture.key for job in some if job.picture is not None]
-            # Two captioners that sample must not draw the same numbers.
-            seeds = [stable_seed(key, self.options.seed + number) for key in keys]
-            search = self.options.search()
-            captions = model.caption(
-                memory, self.options.prompt, seed=seeds, batch_size=len(some), **search
-            )
-            for reason in filter(None, captions.errors):  # what one text alone has no room for
-                raise torch.OutOfMemoryError(reason)
-            return list(captions)
+            rows = self._sample(some, memory, number)
+            for turn in range(1, self.options.resample + 1):
+                places = [n for n, row in enumerate(rows) if any(t.degenerate for t in row)]
+                if not places:
+                    break
+                again = [some[place] for place in places]
+                fresh = self._sample(again, _see(model, again), number, turn)
+                for place, row in zip(places, fresh, strict=True):
+                    rows[place] = _mended(rows[place], row)
+            return rows
 
         role = "captioner"
         for job, texts in self._with_memory(batch, model, write, role, Status.TOO_LARGE):
             job.candidates += [_from_generated(text, number) for text in texts]
+
+    def _sample(
+        self, jobs: Sequence[Job], memory: Any, number: int, turn: int = 0
+    ) -> list[Sequence[Generated]]:
+        """What a captioner writes; in each turn by other random numbers."""
+        keys = [job.picture.key for job in jobs if job.picture is not None]
+        if turn:
+            keys = [f"{key}\n{turn}" for key in keys]
+        # Two captioners that sample must not draw the same numbers.
+        seeds = [stable_seed(key, self.options.seed + number) for key in keys]
+        captions = self.captioners[number].caption(
+            memory,
+            self.options.prompt,
+            seed=seeds,
+            batch_size=len(jobs),
+            **self.options.search(),
+        )
+        for reason in filter(None, captions.errors):  # what one text alone has no room for
+            raise torch.OutOfMemoryError(reason)
+        return list(captions)
 
     def score(self, batch: Batch, number: int) -> None:
         """Have one filter score all texts."""
@@ -186,6 +206,13 @@ def web_candidates(job: Job) -> list[Candidate]:
     assert job.picture is not None
     failed = [Candidate("web", "", status=Status.FAILED_TO_READ)] * job.picture.text_failed
     return [*(Candidate("web", text) for text in job.picture.texts), *failed]
+
+
+def _mended(row: Sequence[Generated], fresh: Sequence[Generated]) -> Sequence[Generated]:
+    """Texts with those that go round in circles replaced by others, as far as there are sound
+    ones."""
+    sound = iter([text for text in fresh if not text.degenerate])
+    return [next(sound, text) if text.degenerate else text for text in row]
 
 
 def _from_generated(text: Generated, captioner: int) -> Candidate:

@@ -33,6 +33,8 @@ class CapFiltOptions:
             that go round in circles; for the paper's decisions, by scores alone, give none.
         num_captions: written for each picture, by each captioner.
         top_p: of nucleus sampling, which gives more diverse captions than beams (section 4.3).
+        resample: how often a caption that goes round in circles is sampled anew, by other random
+            numbers; the picture is seen again for it.
         num_beams: beam search instead of sampling, where given.
         prompt: what captions begin with; it is not part of them.
         min_length, max_length: of captions, in tokens, prompt and [DEC] included.
@@ -61,6 +63,7 @@ class CapFiltOptions:
     without: tuple[Flag, ...] = ("degenerate",)
     num_captions: int = 1
     top_p: float = 0.9
+    resample: int = 0
     num_beams: int | None = None
     prompt: str = "a picture of "
     min_length: int = 10
@@ -99,6 +102,11 @@ class CapFiltOptions:
             raise ValueError(
                 f"shard_index {self.shard_index} must be from 0 to {self.num_shards - 1}, one "
                 f"less than num_shards {self.num_shards}"
+            )
+        if self.resample < 0 or (self.resample and self.num_beams is not None):
+            raise ValueError(
+                f"resample {self.resample} with num_beams {self.num_beams}: it must be at least 0, "
+                "and beams write the same texts every time; leave one of them out"
             )
         if self.patience <= 0:
             raise ValueError(f"patience {self.patience} must be more than 0 seconds")

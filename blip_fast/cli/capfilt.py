@@ -82,6 +82,13 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--top-p", type=float, default=0.9, help="of sampling; default 0.9")
     search.add_argument("--num-beams", type=int, help="beam search instead of sampling")
+    parser.add_argument(
+        "--resample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how often a caption that repeats itself is sampled anew; default 0",
+    )
     parser.add_argument("--prompt", default="a picture of ", help="what captions go on from")
     parser.add_argument("--min-length", type=int, default=10, help="tokens, with the prompt")
     parser.add_argument("--max-length", type=int, default=30, help="tokens, with the prompt")
@@ -142,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
         num_captions=args.num_captions,
         top_p=args.top_p,
         num_beams=args.num_beams,
+        resample=args.resample,
         prompt=args.prompt,
         min_length=args.min_length,
         max_length=args.max_length,

@@ -212,6 +212,50 @@ def test_what_repeats_itself_is_not_kept_and_can_be(
     capsys.readouterr()
 
 
+class BetterInTheEnd(Varied):
+    """Of dark pictures the first caption goes round in circles, then all do, then none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: list[int] = []
+
+    def caption(self, memory: Any, prompt: str, **settings: Any) -> Captions:
+        found = super().caption(memory, prompt, **settings)
+        self.turns.append(len(memory))
+        if len(self.turns) > 2:
+            return found
+        bad = 1 if len(self.turns) == 1 else 2
+        rows = tuple(
+            tuple(replace(t, degenerate=value < 100 and n < bad) for n, t in enumerate(row))
+            for row, value in zip(found, memory, strict=True)
+        )
+        return replace(found, rows=rows)
+
+
+def test_what_repeats_itself_is_sampled_anew(source: Path, tmp_path: Path) -> None:
+    options = CapFiltOptions(num_captions=2, resample=5, batch_size=7)
+    model: Any = BetterInTheEnd()
+    summary = run_capfilt(source, tmp_path / "out", model, model, options)
+    assert model.turns == [6, 3, 3]  # of six pictures the three dark ones, as often as it takes
+    assert summary.stats["texts"]["synthetic"]["degenerate"] == 0
+    plain: Any = Varied()
+    run_capfilt(source, tmp_path / "plain", plain, plain, replace(options, resample=0))
+    pairs = zip(read_rows(tmp_path / "out"), read_rows(tmp_path / "plain"), strict=True)
+    for ours, other in pairs:
+        texts, others = (
+            [c["text"] for c in row["candidates"] if c["source"] == "synthetic"]
+            for row in (ours, other)
+        )
+        dark = ours["status"] == "success" and int(texts[0].split()[1]) < 100
+        assert texts[1:] == others[1:] and (texts[:1] != others[:1]) == dark
+    limited: Any = BetterInTheEnd()
+    summary = run_capfilt(source, tmp_path / "once", limited, limited, replace(options, resample=1))
+    assert limited.turns == [6, 3]
+    assert summary.stats["texts"]["synthetic"]["degenerate"] == 3
+    with pytest.raises(ValueError, match="resample 1 with num_beams 3"):
+        CapFiltOptions(resample=1, num_beams=3)
+
+
 def test_a_flag_that_no_text_has_is_refused() -> None:
     for make in (lambda: CapFiltOptions(without=("ugly",)), lambda: Rule(0.5, None, ("ugly",))):
         with pytest.raises(ValueError, match="'ugly'; it must be of degenerate, truncated"):
