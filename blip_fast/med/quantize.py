@@ -11,6 +11,7 @@ from blip_fast import kernels
 from blip_fast.kernels.linear import Activation
 from blip_fast.med.blip import MED
 from blip_fast.med.layers import Linear
+from blip_fast.med.pages import copy_to_large_pages
 
 Quantize = Literal["int8"]
 
@@ -63,6 +64,10 @@ def quantize_int8(model: MED) -> MED:
                 if isinstance(child, Linear):
                     made[child] = made.get(child) or Int8Linear(child)
                     setattr(parent, name, made[child])
+    quantised = list(made.values())
+    copies = copy_to_large_pages([linear.packed for linear in quantised])
+    for linear, packed in zip(quantised, copies, strict=True):
+        linear.packed = packed
     return model.requires_grad_(False)
 
 
