@@ -145,6 +145,16 @@ def test_one_cut_short_is_refused(share: float, decoder: str) -> None:
     assert cut.status is Status.FAILED_TO_DECODE
 
 
+def test_one_over_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("cannot allocate 9 bytes")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", full)
+    picture = read_picture(jpeg(), ImageOptions())
+    assert picture.status is Status.TOO_LARGE
+    assert picture.error == "MemoryError: cannot allocate 9 bytes"
+
+
 def test_other_kinds_stay_refused(tmp_path: Path) -> None:
     for kind in ("PNG", "BMP", "TIFF"):
         file = io.BytesIO()
