@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from chromium import Browser, find_browser
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -27,3 +29,13 @@ def shared_data() -> Path:
 def photos(shared_data: Path) -> list[Path]:
     """80 photos of COCO train2017, in order of name."""
     return sorted((shared_data / "coco_train80" / "images").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real one, where the machine has one."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine; BLIP_FAST_BROWSER may name one")
+    with Browser(program) as opened:
+        yield opened

@@ -35,6 +35,7 @@ class Texts:
         kept: bool [N].
         itm, itc: float64 [N], the float32 of the table; NaN where there is no score.
         flags: bool [N] for each of `FLAGS`.
+        without: those of texts that are never kept.
     """
 
     row: np.ndarray
@@ -45,6 +46,7 @@ class Texts:
     itm: np.ndarray
     itc: np.ndarray
     flags: dict[str, np.ndarray]
+    without: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.web)
@@ -53,14 +55,19 @@ class Texts:
     def eligible(self) -> np.ndarray:
         """bool [N]: texts that scores decide on; the others are never kept."""
         scored = (self.status == Status.SUCCESS.value) & ~np.isnan(self.itm)
-        return scored & ~self.flags["duplicate"]
+        for flag in ("duplicate", *self.without):
+            scored &= ~self.flags[flag]
+        return scored
 
 
-def read_texts(folder: Path, shards: Sequence[str] | None = None) -> Iterator[Texts]:
+def read_texts(
+    folder: Path, shards: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> Iterator[Texts]:
     """The texts of a run's complete shards.
 
     Args:
         shards: names, those that are wanted; all where none are given.
+        without: as of `Texts`.
 
     Raises:
         ValueError: where a table is damaged or is none of CapFilt's.
@@ -73,12 +80,12 @@ def read_texts(folder: Path, shards: Sequence[str] | None = None) -> Iterator[Te
                 raise ValueError(f"{path} has no column candidates; it is no table of CapFilt's")
             columns = [_TEXT + column for column in _COLUMNS]
             for batch in table.iter_batches(_ROWS, columns=columns, use_threads=False):
-                texts = texts_of(batch.column("candidates"), first)
+                texts = texts_of(batch.column("candidates"), first, without)
                 first += texts.rows
                 yield texts
 
 
-def texts_of(candidates: pa.ListArray, first: int = 0) -> Texts:
+def texts_of(candidates: pa.ListArray, first: int = 0, without: Sequence[str] = ()) -> Texts:
     """The texts of a column `candidates`, whose first row is the run's row `first`."""
     texts = pc.list_flatten(candidates)
     lengths = pc.fill_null(pc.list_value_length(candidates), 0).to_numpy(zero_copy_only=False)
@@ -92,6 +99,7 @@ def texts_of(candidates: pa.ListArray, first: int = 0) -> Texts:
         itm=_numbers(found["itm_probability"]),
         itc=_numbers(found["itc_similarity"]),
         flags={flag: _flag(found[flag]) for flag in FLAGS},
+        without=without,
     )
 
 

@@ -2,7 +2,8 @@
 
 A text is kept where the filter's softmax ITM probability is at least the threshold, whether it
 came from the web or from the captioner (BLIP, section 3.3). Several filters vote, and the vote is
-what is held against the threshold.
+what is held against the threshold. Beyond the paper, a text with certain flags is never kept,
+whatever its score: filters like captions that go round in circles.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from blip_fast.images import Status
 # or a weighted sum, by weights that add up to 1.
 Vote = Literal["mean", "min", "any", "sum"]
 VOTES: tuple[Vote, ...] = ("mean", "min", "any", "sum")
+
+# Flags of texts that may be left out; duplicates always are.
+Flag = Literal["degenerate", "truncated"]
+FLAGS: tuple[Flag, ...] = ("degenerate", "truncated")
 
 
 def can_be_scored(candidate: Candidate) -> bool:
@@ -81,23 +86,43 @@ def with_scores(
     itc_threshold: float | None = None,
     how: Vote = "mean",
     weights: Sequence[float] = (),
+    without: Sequence[Flag] = (),
 ) -> Candidate:
     """Record the scores of a text and decide.
 
     A score that is not a finite number makes the status `failed_score` and is recorded as none: a
     comparison with it would be false either way round.
+
+    Args:
+        without: flags of texts that are not kept, whatever their scores.
     """
     if not all(map(finite, filters)):
-        return replace(candidate, status=Status.FAILED_SCORE, kept=False)
+        return unscored(candidate)
     joined = vote(filters, how, weights)
-    kept = can_be_scored(candidate) and _reaches(joined, threshold, itc_threshold)
+    kept = _may_be_kept(candidate, without) and _reaches(joined, threshold, itc_threshold)
     return replace(candidate, filters=tuple(filters), kept=kept, **vars(joined))
 
 
-def decide(candidate: Candidate, threshold: float, itc_threshold: float | None = None) -> Candidate:
-    """Keep a text, or not, by the scores recorded with it."""
-    kept = can_be_scored(candidate) and _reaches(candidate, threshold, itc_threshold)
+def unscored(candidate: Candidate) -> Candidate:
+    """A text as it is recorded where a score should be and is not."""
+    if not can_be_scored(candidate):
+        return candidate
+    return replace(candidate, status=Status.FAILED_SCORE, kept=False)
+
+
+def decide(
+    candidate: Candidate,
+    threshold: float,
+    itc_threshold: float | None = None,
+    without: Sequence[Flag] = (),
+) -> Candidate:
+    """Keep a text, or not, by the scores and flags recorded with it."""
+    kept = _may_be_kept(candidate, without) and _reaches(candidate, threshold, itc_threshold)
     return replace(candidate, kept=kept)
+
+
+def _may_be_kept(candidate: Candidate, without: Sequence[Flag]) -> bool:
+    return can_be_scored(candidate) and not any(getattr(candidate, flag) for flag in without)
 
 
 def _reaches(scores: Candidate | Scores, threshold: float, itc_threshold: float | None) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blip_fast.capfilt.decide import Flag
 from blip_fast.capfilt.summary import TOTALS
 
 _THRESHOLD = 0.5  # the paper's, where the totals name none
@@ -64,6 +65,11 @@ class Facts:
     def itc_threshold(self) -> float | None:
         value = self.settings.get("itc_threshold")
         return float(value) if isinstance(value, (int, float)) else None
+
+    @property
+    def without(self) -> tuple[Flag, ...]:
+        """Flags of texts that the run never kept; a run from before there were any has none."""
+        return tuple(self.settings.get("without") or ())
 
     @property
     def untrained(self) -> list[str]:

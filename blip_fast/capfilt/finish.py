@@ -25,7 +25,7 @@ REPORT = "report.html"
 FILES = (TOTALS, REPORT, COCO, SIDECARS)  # beside the shards, without those of the ledger
 
 # What of a model decides what it says; where it lies, and on which device, does not.
-_TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat", "decoder")
+_TELLING = ("sha256", "kind", "image_size", "dtype", "quantize", "compat", "decoder", "max_pixels")
 
 
 def finish(
@@ -108,7 +108,10 @@ def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -
 
 
 def _telling(model: Blip) -> dict[str, Any]:
-    facts = {**model_facts(model), "decoder": model.image_options.decoder}
+    options = model.image_options
+    facts = {
+        **model_facts(model), "decoder": options.decoder, "max_pixels": options.max_pixels,
+    }  # fmt: skip
     told = {name: facts[name] for name in _TELLING}
     return {**told, "sha256": facts["sha256"] or _digest(model)}
 

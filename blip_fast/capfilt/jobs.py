@@ -145,7 +145,7 @@ class Reader:
                 if alike not in decoded:
                     decoded[alike] = decode(job.data, options)
             views = {o: resize(decoded[alike], o.size) for o, alike in self._alike.items()}
-            return Decoded(views, *next(iter(decoded.values())).size)
+            return Decoded(views, *next(iter(decoded.values())).file_size)
 
     @property
     def on_device(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from blip_fast.capfilt.columns import FLAGS
 from blip_fast.capfilt.rows import committed
 from blip_fast.data.files import displayable
 from blip_fast.data.jsonrows import next_character, open_utf8, read_json_rows
@@ -34,7 +35,7 @@ _COLUMNS = [
     "key",
     *(
         f"candidates.list.element.{c}"
-        for c in ("source", "text", "status", "duplicate", "itm_probability", "itc_similarity")
+        for c in ("source", "text", "status", *FLAGS, "itm_probability", "itc_similarity")
     ),
 ]
 
@@ -88,7 +89,7 @@ class Judged:
 
     Attributes:
         true, web, able: bool [N]; `able`: a text that a threshold decides on. Others have no score
-            and are never kept.
+            or a flag that speaks against them, and are never kept.
         itm, itc: float64 [N].
     """
 
@@ -129,15 +130,18 @@ def read_labels(spec: str | Path) -> Labels:
     return labels
 
 
-def judge(folder: Path, labels: Labels) -> Judged:
+def judge(folder: Path, labels: Labels, without: Sequence[str] = ()) -> Judged:
     """The labelled texts of a run with their scores; of equal texts of a picture the first.
+
+    Args:
+        without: flags of texts that are never kept.
 
     Raises:
         ValueError: where no label is of a text of this run.
     """
     wanted = pa.array(labels.keys, pa.string())
     found = [
-        (said, c["source"] == "web", _able(c), _number(c["itm_probability"]), _number(c[_ITC]))
+        (said, c["source"] == "web", _able(c, without), _number(c[_ITM]), _number(c[_ITC]))
         for row in _labelled(folder, wanted)
         for c in row["candidates"] or ()
         if not c["duplicate"]
@@ -152,11 +156,12 @@ def judge(folder: Path, labels: Labels) -> Judged:
     return Judged(true, web, able, itm, itc)
 
 
-_ITC = "itc_similarity"
+_ITM, _ITC = "itm_probability", "itc_similarity"
 
 
-def _able(candidate: Mapping[str, Any]) -> bool:
-    return candidate["status"] == "success" and candidate["itm_probability"] is not None
+def _able(candidate: Mapping[str, Any], without: Sequence[str]) -> bool:
+    scored = candidate["status"] == "success" and candidate["itm_probability"] is not None
+    return scored and not any(candidate[flag] for flag in without)
 
 
 def _number(value: float | None) -> float:

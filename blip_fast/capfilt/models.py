@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from blip_fast.capfilt.decide import can_be_scored, prepare, with_scores
+from blip_fast.capfilt.decide import can_be_scored, prepare, unscored, with_scores
 from blip_fast.capfilt.jobs import Batch, Job
 from blip_fast.capfilt.options import CapFiltOptions
+from blip_fast.capfilt.room import Room
 from blip_fast.capfilt.rows import Candidate, Row
 from blip_fast.capfilt.score import are_cut, score_texts
 from blip_fast.data import stable_seed
@@ -38,7 +39,7 @@ class Models:
         check_models(captioners, filters, options)
         self.captioners, self.filters, self.options = list(captioners), list(filters), options
         self._eyes = _same_eyes([*captioners, *filters])
-        self._too_many: dict[int, int] = {}  # pictures that a model's device had no room for
+        self._room = Room()
 
     @property
     def image_options(self) -> list[Any]:
@@ -55,17 +56,40 @@ class Models:
         model = self.captioners[number]
 
         def write(some: Sequence[Job], memory: Any) -> list[Sequence[Generated]]:
-            keys = [job.picture.key for job in some if job.picture is not None]
-            # Two captioners that sample must not draw the same numbers.
-            seeds = [stable_seed(key, self.options.seed + number) for key in keys]
-            search = self.options.search()
-            captions = model.caption(
-                memory, self.options.prompt, seed=seeds, batch_size=len(some), **search
-            )
-            return list(captions)
+            rows = self._sample(some, memory, number)
+            for turn in range(1, self.options.resample + 1):
+                places = [n for n, row in enumerate(rows) if any(t.degenerate for t in row)]
+                if not places:
+                    break
+                again = [some[place] for place in places]
+                fresh = self._sample(again, _see(model, again), number, turn)
+                for place, row in zip(places, fresh, strict=True):
+                    rows[place] = _mended(rows[place], row)
+            return rows
 
-        for job, texts in zip(jobs, self._with_memory(batch, model, write), strict=True):
+        role = "captioner"
+        for job, texts in self._with_memory(batch, model, write, role, Status.TOO_LARGE):
             job.candidates += [_from_generated(text, number) for text in texts]
+
+    def _sample(
+        self, jobs: Sequence[Job], memory: Any, number: int, turn: int = 0
+    ) -> list[Sequence[Generated]]:
+        """What a captioner writes; in each turn by other random numbers."""
+        keys = [job.picture.key for job in jobs if job.picture is not None]
+        if turn:
+            keys = [f"{key}\n{turn}" for key in keys]
+        # Two captioners that sample must not draw the same numbers.
+        seeds = [stable_seed(key, self.options.seed + number) for key in keys]
+        captions = self.captioners[number].caption(
+            memory,
+            self.options.prompt,
+            seed=seeds,
+            batch_size=len(jobs),
+            **self.options.search(),
+        )
+        for reason in filter(None, captions.errors):  # what one text alone has no room for
+            raise torch.OutOfMemoryError(reason)
+        return list(captions)
 
     def score(self, batch: Batch, number: int) -> None:
         """Have one filter score all texts."""
@@ -85,7 +109,8 @@ class Models:
             cut = iter(are_cut(model, texts, limit))
             return [[(next(scores), next(cut)) for _ in job.scores] for job in some]
 
-        for job, judged in zip(jobs, self._with_memory(batch, model, judge), strict=True):
+        role = "filter"
+        for job, judged in self._with_memory(batch, model, judge, role, Status.FAILED_SCORE):
             job.scores = [(*old, new) for old, (new, _) in zip(job.scores, judged, strict=True)]
             cuts = iter(cut for _, cut in judged)
             job.candidates = [
@@ -96,52 +121,45 @@ class Models:
     def decide(self, batch: Batch) -> None:
         """Join the scores, decide, and make each picture a row."""
         batch.memories.clear()
-        options = self.options
-        rule = (options.threshold, options.itc_threshold, options.vote, options.shares())
+        rule = self.options.rule()
         for job in batch.items:
+            if not job.usable:
+                job.row = _row(job, batch.name, [unscored(c) for c in prepare(job.candidates)])
+                continue
             scores = iter(job.scores)
             decided = [
-                with_scores(c, next(scores), *rule) if can_be_scored(c) else c
+                with_scores(c, next(scores), **rule) if can_be_scored(c) else c
                 for c in job.candidates
             ]
             job.row = _row(job, batch.name, decided)
 
     def _with_memory(
-        self, batch: Batch, model: Blip, work: Callable[[Sequence[Job], Any], list[T]]
-    ) -> list[T]:
-        """Do something with a model's memory of the usable pictures; where the device's memory is
-        too small, or was for as many before, with that of half of them at a time."""
+        self,
+        batch: Batch,
+        model: Blip,
+        work: Callable[[Sequence[Job], Any], Sequence[T]],
+        role: str,
+        status: Status,
+    ) -> list[tuple[Job, T]]:
+        """Do something with a model's memory of the usable pictures, or where there is no room for
+        it with that of some at a time. What does not fit alone gets a status."""
         jobs = batch.usable
-        if not self._fits(model, jobs):
-            return self._in_halves(model, jobs, work)
-        try:
-            return work(jobs, self._memory(batch, model))
-        except torch.OutOfMemoryError:
-            batch.memories.clear()
-            self._note(model, jobs)
-        return self._in_halves(model, jobs, work)
 
-    def _fits(self, model: Blip, jobs: Sequence[Job]) -> bool:
-        return len(jobs) < self._too_many.get(id(model), len(jobs) + 1)
+        def of(some: Sequence[Job]) -> Sequence[T]:
+            try:
+                whole = len(some) == len(jobs)
+                return work(some, self._memory(batch, model) if whole else _see(model, some))
+            except Exception:
+                batch.memories.clear()
+                raise
 
-    def _note(self, model: Blip, jobs: Sequence[Job]) -> None:
-        self._too_many[id(model)] = max(2, len(jobs))  # a lone picture is always tried
-
-    def _in_halves(
-        self, model: Blip, jobs: Sequence[Job], work: Callable[[Sequence[Job], Any], list[T]]
-    ) -> list[T]:
-        if len(jobs) == 1:
-            return work(jobs, _see(model, jobs))
-        done: list[T] = []
-        half = len(jobs) // 2
-        for some in (jobs[:half], jobs[half:]):
-            if self._fits(model, some):
-                try:
-                    done += work(some, _see(model, some))
-                    continue
-                except torch.OutOfMemoryError:
-                    self._note(model, some)
-            done += self._in_halves(model, some, work)
+        done: list[tuple[Job, T]] = []
+        for job, result, reason in self._room.through(model, jobs, of):
+            if result is None:
+                batch.memories.clear()  # they are of the pictures that were usable
+                job.fail(status, f"no room for it alone in the {role} {model.source}: {reason}")
+            else:
+                done.append((job, result))
         return done
 
     def _memory(self, batch: Batch, model: Blip) -> Any:
@@ -188,6 +206,13 @@ def web_candidates(job: Job) -> list[Candidate]:
     assert job.picture is not None
     failed = [Candidate("web", "", status=Status.FAILED_TO_READ)] * job.picture.text_failed
     return [*(Candidate("web", text) for text in job.picture.texts), *failed]
+
+
+def _mended(row: Sequence[Generated], fresh: Sequence[Generated]) -> Sequence[Generated]:
+    """Texts with those that go round in circles replaced by others, as far as there are sound
+    ones."""
+    sound = iter([text for text in fresh if not text.degenerate])
+    return [next(sound, text) if text.degenerate else text for text in row]
 
 
 def _from_generated(text: Generated, captioner: int) -> Candidate:

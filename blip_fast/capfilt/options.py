@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip_fast.capfilt.decide import VOTES, Vote
+from blip_fast.capfilt.decide import FLAGS, VOTES, Flag, Vote
 from blip_fast.data.web.open import SHARD_SIZE
 from blip_fast.decoding.options import SearchOptions
 
@@ -21,15 +22,19 @@ _FREE = (
 
 @dataclass(frozen=True)
 class CapFiltOptions:
-    """How captions are written and which texts are kept; the defaults are the paper's.
+    """How captions are written and which texts are kept; all but `without` as in the paper.
 
     Attributes:
         threshold: a text is kept where its ITM probability is at least this.
         itc_threshold: and its ITC cosine at least this, where given.
         vote: how several filters decide together; see `Vote`.
         weights: of the filters in the vote "sum"; they are scaled to add up to 1.
+        without: flags of texts that are not kept, whatever their scores. Filters like captions
+            that go round in circles; for the paper's decisions, by scores alone, give none.
         num_captions: written for each picture, by each captioner.
         top_p: of nucleus sampling, which gives more diverse captions than beams (section 4.3).
+        resample: how often a caption that goes round in circles is sampled anew, by other random
+            numbers; the picture is seen again for it.
         num_beams: beam search instead of sampling, where given.
         prompt: what captions begin with; it is not part of them.
         min_length, max_length: of captions, in tokens, prompt and [DEC] included.
@@ -55,8 +60,10 @@ class CapFiltOptions:
     itc_threshold: float | None = None
     vote: Vote = "mean"
     weights: tuple[float, ...] = ()
+    without: tuple[Flag, ...] = ("degenerate",)
     num_captions: int = 1
     top_p: float = 0.9
+    resample: int = 0
     num_beams: int | None = None
     prompt: str = "a picture of "
     min_length: int = 10
@@ -96,9 +103,15 @@ class CapFiltOptions:
                 f"shard_index {self.shard_index} must be from 0 to {self.num_shards - 1}, one "
                 f"less than num_shards {self.num_shards}"
             )
+        if self.resample < 0 or (self.resample and self.num_beams is not None):
+            raise ValueError(
+                f"resample {self.resample} with num_beams {self.num_beams}: it must be at least 0, "
+                "and beams write the same texts every time; leave one of them out"
+            )
         if self.patience <= 0:
             raise ValueError(f"patience {self.patience} must be more than 0 seconds")
         self._check_vote()
+        check_flags(self.without)
         search = self.search()
         SearchOptions(num_texts=search.pop("num_captions"), **search)
 
@@ -124,6 +137,16 @@ class CapFiltOptions:
             return {**written, "num_beams": self.num_beams}
         return {**written, "top_p": self.top_p}
 
+    def rule(self) -> dict[str, Any]:
+        """The arguments of `decide.with_scores` that these settings stand for."""
+        return {
+            "threshold": self.threshold,
+            "itc_threshold": self.itc_threshold,
+            "how": self.vote,
+            "weights": self.shares(),
+            "without": self.without,
+        }
+
     def shares(self) -> tuple[float, ...]:
         """The weights, scaled to add up to 1."""
         return tuple(weight / sum(self.weights) for weight in self.weights)
@@ -132,8 +155,15 @@ class CapFiltOptions:
         """All settings as JSON values."""
         values = dataclasses.asdict(self)
         root = self.image_root
-        return {**values, "weights": list(self.weights), "image_root": root and str(root)}
+        lists = {"weights": list(self.weights), "without": list(self.without)}
+        return {**values, **lists, "image_root": root and str(root)}
 
     def fingerprint(self) -> dict[str, Any]:
         """Those that decide what is written into the shards."""
         return {name: value for name, value in self.to_dict().items() if name not in _FREE}
+
+
+def check_flags(without: Sequence[str]) -> None:
+    """Raise a ValueError where a text cannot have one of some flags."""
+    if unknown := [flag for flag in without if flag not in FLAGS]:
+        raise ValueError(f"without is {unknown[0]!r}; it must be of {', '.join(FLAGS)}")

@@ -98,8 +98,9 @@ def render_report(
     names = committed(folder)
     shards = _sample(names, facts)
     extremes = Extremes()
-    rows, counted = count_texts(extremes.watch(read_texts(folder, shards)), facts.itc_threshold)
-    judged = None if labels is None else judge(folder, labels)
+    texts = extremes.watch(read_texts(folder, shards, facts.without))
+    rows, counted = count_texts(texts, facts.itc_threshold)
+    judged = None if labels is None else judge(folder, labels, facts.without)
     curve = make_curve(rows, counted, judged, facts.itc_threshold)
     statuses, failures = _failures(folder, shards, counted)
     statuses = Counter(facts.statuses) if facts.statuses else statuses
@@ -200,7 +201,7 @@ _WHY = {
     if status is not Status.SUCCESS
 } | {
     Status.EMPTY_TEXT.value: "the {source} text is empty",
-    Status.FAILED_SCORE.value: "the filter's score of the {source} text is not a number",
+    Status.FAILED_SCORE.value: "the {source} text has no score, or none that is a number",
 }
 
 

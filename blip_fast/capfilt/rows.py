@@ -37,7 +37,7 @@ _CANDIDATE = pa.struct(
         ("token_ids", pa.list_(pa.int32())),  # as written: [DEC], prompt, text, [SEP]; empty: web
         ("log_probability", pa.float32()),  # natural, of the caption after the prompt; null: web
         ("truncated", pa.bool_()),  # cut by the captioner's or the filter's maximum length
-        ("degenerate", pa.bool_()),  # the captioner repeated itself
+        ("degenerate", pa.bool_()),  # the captioner repeated itself; kept by `without=()` alone
         ("duplicate", pa.bool_()),  # the same text as one before it of this picture; never kept
         ("status", pa.string()),  # success, empty_text, failed_score; failed_to_read: sidecar
         *_SCORES,  # of all filters, as they vote; what the thresholds are held against

@@ -10,6 +10,7 @@ import numpy as np
 
 from blip_fast.capfilt.columns import read_texts
 from blip_fast.capfilt.count import GRID, Totals, count_texts, passes_itc, reaching
+from blip_fast.capfilt.decide import Flag
 from blip_fast.capfilt.labels import Judged, Labels, judge
 from blip_fast.capfilt.rows import SOURCES, committed
 from blip_fast.data.files import displayable
@@ -55,18 +56,24 @@ class Curve:
     quality: list[Quality]
 
 
-def curve(folder: Path, labels: Labels | None = None, itc_threshold: float | None = None) -> Curve:
+def curve(
+    folder: Path,
+    labels: Labels | None = None,
+    itc_threshold: float | None = None,
+    without: Sequence[Flag] = ("degenerate",),
+) -> Curve:
     """What the thresholds would keep of a run.
 
     Args:
         itc_threshold: least ITC cosine of a kept text, besides; none where it is None.
+        without: flags of texts that are never kept.
 
     Raises:
         ValueError: where the folder holds no run, or no label is of one of its texts.
     """
     require_run(folder)
-    rows, totals = count_texts(read_texts(folder), itc_threshold)
-    judged = None if labels is None else judge(folder, labels)
+    rows, totals = count_texts(read_texts(folder, without=without), itc_threshold)
+    judged = None if labels is None else judge(folder, labels, without)
     return make_curve(rows, totals, judged, itc_threshold)
 
 

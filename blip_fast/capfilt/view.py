@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 
 from blip_fast.capfilt.columns import Texts, texts_of
 from blip_fast.capfilt.count import passes_itc
+from blip_fast.capfilt.decide import Flag
 from blip_fast.capfilt.keptagain import KeptAgain
 from blip_fast.capfilt.labels import Labels
 from blip_fast.capfilt.ledger import RUN, Ledger, clear
+from blip_fast.capfilt.options import check_flags
 from blip_fast.capfilt.report import write_report
 from blip_fast.capfilt.rows import MARK, SCHEMA, SOURCES, committed
 from blip_fast.capfilt.summary import TOTALS, totals
@@ -39,12 +41,15 @@ _COLUMN = SCHEMA.get_field_index("candidates")
 
 @dataclass(frozen=True)
 class Rule:
-    """What decides: a text is kept where its scores are at least these."""
+    """What decides: a text is kept where its scores are at least these and no flag speaks
+    against it."""
 
     threshold: float
     itc_threshold: float | None = None
+    without: tuple[Flag, ...] = ("degenerate",)
 
     def __post_init__(self) -> None:
+        check_flags(self.without)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold} is a probability; it must be in [0, 1]")
         if self.itc_threshold is not None and not -1 <= self.itc_threshold <= 1:
@@ -52,14 +57,16 @@ class Rule:
                 f"itc_threshold {self.itc_threshold} is a cosine; it must be in [-1, 1]"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "without": list(self.without)}
+
     def keeps(self, texts: Texts) -> np.ndarray:
         """bool [N]; the same that `decide` says of each text."""
+        able = texts.eligible
+        for flag in self.without:
+            able &= ~texts.flags[flag]
         with np.errstate(invalid="ignore"):  # comparisons with NaN
-            return (
-                texts.eligible
-                & (texts.itm >= self.threshold)
-                & passes_itc(texts.itc, self.itc_threshold)
-            )
+            return able & (texts.itm >= self.threshold) & passes_itc(texts.itc, self.itc_threshold)
 
 
 def write_view(
@@ -96,14 +103,14 @@ def write_view(
     if overwrite:
         clear(output, (TOTALS, MANIFEST, "report.html"))
     names = committed(run)
-    with Ledger(output, {**_identity(run), **vars(rule), "tars": tars}) as ledger:
+    with Ledger(output, {**_identity(run), **rule.to_dict(), "tars": tars}) as ledger:
         for name in ledger.take(range(len(names))):
             shard = _Shard(run, output, ledger.scratch, name, rule)
             count = shard.write(KeptAgain(run, name, told["settings"]) if tars else None)
             ledger.drop(name)
             if progress is not None:
                 progress(count)
-    settings = {**told["settings"], **vars(rule), "view_of": displayable(run.resolve())}
+    settings = {**told["settings"], **rule.to_dict(), "view_of": displayable(run.resolve())}
     stats = totals(output, settings, told["models"])
     stats["gone"] = sum(_mark(output, name).get("gone", 0) for name in committed(output))
     _write_manifest(output)

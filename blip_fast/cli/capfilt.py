@@ -68,6 +68,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="how several filters decide; default mean, or sum where there are weights",
     )
     parser.add_argument("--weights", type=float, nargs="+", help="one a filter, for a sum")
+    common.add_without(parser, "degenerate")
 
 
 def _add_captions(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +82,13 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
     search = parser.add_mutually_exclusive_group()
     search.add_argument("--top-p", type=float, default=0.9, help="of sampling; default 0.9")
     search.add_argument("--num-beams", type=int, help="beam search instead of sampling")
+    parser.add_argument(
+        "--resample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how often a caption that repeats itself is sampled anew; default 0",
+    )
     parser.add_argument("--prompt", default="a picture of ", help="what captions go on from")
     parser.add_argument("--min-length", type=int, default=10, help="tokens, with the prompt")
     parser.add_argument("--max-length", type=int, default=30, help="tokens, with the prompt")
@@ -137,9 +145,11 @@ def run(args: argparse.Namespace) -> int:
         itc_threshold=args.itc_threshold,
         vote=args.vote or ("sum" if weights else "mean"),
         weights=weights,
+        without=("degenerate",) if args.without is None else tuple(args.without),
         num_captions=args.num_captions,
         top_p=args.top_p,
         num_beams=args.num_beams,
+        resample=args.resample,
         prompt=args.prompt,
         min_length=args.min_length,
         max_length=args.max_length,
@@ -265,6 +275,8 @@ def _report(summary: CapFiltSummary) -> None:
     for source, texts in stats["texts"].items():
         unscored = {k: n for k, n in texts["status_dict"].items() if k != "success"}
         why = "".join(f", {status} {number}" for status, number in unscored.items())
+        flags = [flag for flag in stats["settings"]["without"] if texts[flag]]
+        why += "".join(f", {texts[flag]} {flag} not kept" for flag in flags)
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept{why}", file=sys.stderr)
     _report_stages(stats)
     if summary.complete:

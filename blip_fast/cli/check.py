@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--image-root", help="what relative paths of manifests and tables begin below"
     )
+    common.add_max_pixels(parser)
     common.add_recursive(parser)
     common.add_json(parser)
     parser.set_defaults(run=run)
@@ -46,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
     from blip_fast.data.checkpage import render_check
     from blip_fast.data.files import replacing
     from blip_fast.data.web import open_web
+    from blip_fast.images import ImageOptions
 
+    options = None if args.max_pixels is None else ImageOptions(max_pixels=args.max_pixels)
     source = open_web(args.source, image_root=args.image_root, recursive=args.recursive)
     with common.progress_bar(source.count) as bar:
-        check = check_source(source, duplicates=args.duplicates, progress=bar.update)
+        check = check_source(
+            source, options=options, duplicates=args.duplicates, progress=bar.update
+        )
     if args.json:
         for fault in check.listed:
             common.print_json({"fault": fault.to_dict()})

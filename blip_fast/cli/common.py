@@ -19,6 +19,7 @@ from blip_fast.data import (
     read_sidecar,
 )
 from blip_fast.images import Decoder
+from blip_fast.images.options import MAX_JPEG_PIXELS, MAX_PIXELS
 from blip_fast.tasks.model import Blip
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="who reads picture files; dali and nvimgcodec, extras of the package, read JPEG on "
         "the model's device and leave the other kinds to pillow; default auto, on the CPU",
     )
+    add_max_pixels(group)
     group.add_argument("--image-size", type=int, help="pixels; default: the checkpoint's own")
     group.add_argument(
         "--compat",
@@ -89,6 +91,28 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--vocabulary", type=Path, help="a BERT vocab.txt, for checkpoints that carry none"
+    )
+
+
+def add_max_pixels(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        help=f"of a picture file; one with more is too_large. Default {MAX_PIXELS}, half of it "
+        f"where decoding takes twice the memory; a JPEG of up to {MAX_JPEG_PIXELS} is decoded at a "
+        "smaller size",
+    )
+
+
+def add_without(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        choices=("degenerate", "truncated"),
+        metavar="FLAG",
+        help="texts that are never kept, whatever their score: degenerate ones, in which a "
+        "captioner repeats itself, or truncated ones; nothing after it: scores alone decide, as in "
+        f"the paper. All stay in the tables with their scores. Default: {default}",
     )
 
 
@@ -130,6 +154,7 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
         "vocabulary": args.vocabulary,
         "quantize": args.quantize,
         "decoder": args.decode,
+        "max_pixels": args.max_pixels,
     }
 
 

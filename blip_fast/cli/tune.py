@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--threshold", type=float, help="ITM probability to keep")
     parser.add_argument("--itc-threshold", type=float, help="ITC cosine to keep, besides")
+    common.add_without(parser, "those the run left out")
     parser.add_argument("--output", type=Path, help="a folder for what the threshold keeps")
     parser.add_argument("--tars", action="store_true", help="write kept pairs as tar shards, too")
     parser.add_argument(
@@ -43,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from blip_fast.capfilt.facts import read_facts
     from blip_fast.capfilt.labels import read_labels
     from blip_fast.capfilt.report import write_report
     from blip_fast.capfilt.tune import curve
@@ -52,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--tars and --overwrite are for a new view; give its --output")
     if args.output is not None and args.threshold is None:
         raise ValueError("--output needs the --threshold that decides what is kept")
-    rule = None if args.threshold is None else Rule(args.threshold, args.itc_threshold)
+    without = read_facts(args.run_folder).without if args.without is None else (*args.without,)
+    rule = None if args.threshold is None else Rule(args.threshold, args.itc_threshold, without)
     labels = None if args.labels is None else read_labels(args.labels)
-    told = curve(args.run_folder, labels, args.itc_threshold)
+    told = curve(args.run_folder, labels, args.itc_threshold, without)
     if args.json:
         for line in lines(told, None if rule is None else rule.threshold, 1):
             common.print_json(line)

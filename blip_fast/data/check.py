@@ -229,7 +229,7 @@ def _see(shard: WebShard, number: int, options: ImageOptions, duplicates: bool) 
     except ImageError as error:
         return _Seen(_light(picture), error.status, str(error))
     digest = hashlib.blake2b(data, digest_size=16).digest() if duplicates else b""
-    return _Seen(_light(picture), Status.SUCCESS, "", digest, code, image.size)
+    return _Seen(_light(picture), Status.SUCCESS, "", digest, code, image.file_size)
 
 
 def _light(picture: WebPicture) -> WebPicture:

@@ -24,6 +24,13 @@ ON_DEVICE = {"dali": "nvidia.dali", "nvimgcodec": "nvidia.nvimgcodec"}
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**27
 
+# A JPEG comes out of its decoder at a half, a quarter or an eighth of its size without ever being
+# there as a whole, so that larger ones, of telephones with 200 million pixels, stay under 1 GiB,
+# too. What limits them is time. One in several scans, as progressive ones are, is held whole before
+# its first pixel, in coefficients of 2 bytes, and these have a limit of their own.
+MAX_JPEG_PIXELS = 2**28
+MAX_COEFFICIENT_BYTES = 2**29
+
 # JPEG's own limit. A resize filter's table takes 32 bytes for each pixel of a side, so that an
 # image one pixel high and within MAX_PIXELS would take gigabytes for the table alone.
 MAX_SIDE = 65_535
@@ -49,6 +56,10 @@ class ImageOptions:
         max_pixels: width times height, known from the header, beyond which an image is
             `too_large`; half of it for WebP, AVIF, CMYK and transparency, which take more memory.
             Pillow refuses beyond twice its own `Image.MAX_IMAGE_PIXELS`, whatever this says.
+        max_jpeg_pixels: the same for JPEG alone, where it is more. One over `max_pixels` is decoded
+            at the half, quarter or eighth of its size that is within. Of 70 million pixels, half
+            the size gives at 384 what the whole gives within a grey level where the picture is
+            smooth, and 8 (on average 0.4) where it is full of noise.
         max_bytes: encoded bytes beyond which an image is `too_large`.
 
     Raises:
@@ -61,10 +72,11 @@ class ImageOptions:
     background: Background = "white"
     exif_orientation: bool = True
     max_pixels: int = MAX_PIXELS
+    max_jpeg_pixels: int = MAX_JPEG_PIXELS
     max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("size", "max_pixels", "max_bytes"):
+        for name in ("size", "max_pixels", "max_jpeg_pixels", "max_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")

@@ -57,7 +57,7 @@ def read_alone(source: Source, options: ImageOptions, name: str) -> Picture:
             pixels = resize(image, options.size)
     except ImageError as error:
         return failure(name, error)
-    return Picture(name, pixels, Status.SUCCESS, "", *image.size, image.decoder)
+    return Picture(name, pixels, Status.SUCCESS, "", *image.file_size, image.decoder)
 
 
 def failure(name: str, error: ImageError) -> Picture:

@@ -46,12 +46,15 @@ def failing_as(status: Status) -> Iterator[None]:
     """Turn whatever is raised inside into an ImageError of `status`; an ImageError passes as it is.
 
     File readers and image decoders raise nearly every type there is on hostile input, so the type
-    becomes part of the message and nothing else is concluded from it.
+    becomes part of the message and nothing else is concluded from it; but for a MemoryError, which
+    is `too_large`.
     """
     try:
         yield
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(Status.TOO_LARGE, one_line(f"MemoryError: {error}")) from error
     except Exception as error:
         raise ImageError(status, one_line(f"{type(error).__name__}: {error}")) from error
 

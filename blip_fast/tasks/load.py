@@ -27,6 +27,7 @@ def load(
     vocabulary: str | Path | None = None,
     quantize: Quantize | None = None,
     decoder: Decoder = "auto",
+    max_pixels: int | None = None,
 ) -> Blip:
     """Load a BLIP checkpoint.
 
@@ -44,6 +45,7 @@ def load(
         quantize: "int8" to hold the matrices of vision and text layers as int8, on a CPU: half
             the memory of bfloat16 and up to twice its speed, for features within half a per cent.
         decoder: of image files, as of `ImageOptions`; "dali" and "nvimgcodec" work on `device`.
+        max_pixels: of an image file, as of `ImageOptions`, whose default it has.
 
     Raises:
         ValueError: where the checkpoint is damaged, incomplete or of another shape; every tensor
@@ -51,7 +53,7 @@ def load(
     """
     path = None if vocabulary is None else Path(vocabulary)
     checkpoint = read_checkpoint(source, kind=kind, vocabulary=path)
-    blip = _assemble(checkpoint, image_size, dtype, device, compat, decoder)
+    blip = _assemble(checkpoint, image_size, dtype, device, compat, decoder, max_pixels)
     if quantize is None:
         return blip
     if quantize != "int8":
@@ -112,6 +114,7 @@ def _assemble(
     device: torch.device | str | None,
     compat: Compat | None,
     decoder: Decoder = "auto",
+    max_pixels: int | None = None,
 ) -> Blip:
     config = checkpoint.config
     if compat is not None:
@@ -128,7 +131,8 @@ def _assemble(
     device = default_device() if device is None else torch.device(device)
     dtype = default_dtype(device) if dtype is None else _as_dtype(dtype)
     decoding = str(device) if decoder in ON_DEVICE else "cpu"
-    image_options = ImageOptions(size=size, decoder=decoder, device=decoding)
+    limit = ImageOptions.max_pixels if max_pixels is None else max_pixels
+    image_options = ImageOptions(size=size, decoder=decoder, device=decoding, max_pixels=limit)
     return Blip(
         med=build(checkpoint, dtype=dtype, device=device),
         tokenizer=checkpoint.tokenizer,

@@ -79,3 +79,16 @@ def test_itc_may_have_a_say() -> None:
 def test_a_threshold_can_be_moved_afterwards() -> None:
     kept = with_scores(Candidate("web", "a cat"), [Scores(0.6, 0.4, 0.1)], 0.5)
     assert kept.kept and not decide(kept, 0.7).kept and decide(decide(kept, 0.7), 0.6).kept
+
+
+def test_texts_with_a_flag_are_left_out_and_keep_their_scores() -> None:
+    sure = [Scores(0.99, 4.6, 0.4)]
+    round_and_round = Candidate("synthetic", "red red red", degenerate=True)
+    cut = Candidate("web", "a long text", truncated=True)
+    assert with_scores(round_and_round, sure, 0.5).kept  # by scores alone, as in the paper
+    found = with_scores(round_and_round, sure, 0.5, without=("degenerate",))
+    assert not found.kept and found.degenerate
+    assert found.itm_probability == pytest.approx(0.99) and found.status is Status.SUCCESS
+    assert with_scores(cut, sure, 0.5, without=("degenerate",)).kept
+    assert not with_scores(cut, sure, 0.5, without=("degenerate", "truncated")).kept
+    assert not decide(found, 0.5, without=("degenerate",)).kept and decide(found, 0.5).kept

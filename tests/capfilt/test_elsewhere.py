@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,62 @@ def test_shards_in_an_object_store(two_tars: Path, tmp_path: Path, stub: Any) ->
     ):
         assert same(here, rows(spec, tmp_path / str(number), stub()))
     files.rm("/elsewhere", recursive=True)
+
+
+def test_shards_of_the_hub(
+    two_tars: Path, tmp_path: Path, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hf:// by huggingface_hub itself, at a server of ours."""
+    import fsspec
+
+    shards = sorted(two_tars.iterdir())
+    with serving() as site:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": site.url})
+        repository = "/api/datasets/somebody/pairs"
+        site.put(repository, json.dumps({"id": "somebody/pairs", "sha": "0" * 40}).encode())
+        listed = [
+            {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40}
+            for p in shards
+        ]
+        site.put(f"{repository}/tree/main", json.dumps(listed).encode())
+        for path in shards:
+            site.put(f"/datasets/somebody/pairs/resolve/main/{path.name}", path.read_bytes())
+        here = rows(two_tars, tmp_path / "here", stub())
+        for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
+            there = rows(f"hf://datasets/somebody/pairs/{name}", tmp_path / str(number), stub())
+            assert same(here, there)
+            assert there[0]["path"] == "hf://datasets/somebody/pairs/00000.tar/000000000.jpg"
+        fetched = [path for path in site.asked if "/resolve/" in path]
+        assert len(fetched) == 4, "each shard is fetched once a run"
+
+
+def test_shards_in_a_bucket(
+    two_tars: Path, tmp_path: Path, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3:// by s3fs itself, at a server of ours."""
+    pytest.importorskip("s3fs", reason="needs the extra blip-fast[remote]")
+    import fsspec
+
+    shards = sorted(two_tars.iterdir())
+    with serving() as site:
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": site.url, "anon": True})
+        contents = "".join(
+            f"<Contents><Key>web/{p.name}</Key><Size>{p.stat().st_size}</Size>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>0</ETag></Contents>"
+            for p in shards
+        )
+        listing = (
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>pairs</Name>'
+            f"<KeyCount>2</KeyCount><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
+        )
+        site.put("/pairs", listing.encode())
+        for path in shards:
+            site.put(f"/pairs/web/{path.name}", path.read_bytes())
+        here = rows(two_tars, tmp_path / "here", stub())
+        for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
+            there = rows(f"s3://pairs/web/{name}", tmp_path / str(number), stub())
+            assert same(here, there)
+            assert there[0]["path"] == "s3://pairs/web/00000.tar/000000000.jpg"
 
 
 def test_a_table_of_urls(site: Site, tmp_path: Path, stub: Any) -> None:

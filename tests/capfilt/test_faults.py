@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import signal
 import threading
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from blip_fast.capfilt import CapFiltOptions, StageFailed, ledger, read_rows, run_capfilt
@@ -319,34 +317,6 @@ def test_a_disk_that_no_longer_answers(
     with pytest.raises(StageFailed, match="stage 'read' failed at shard 00001.*Stale file"):
         run_capfilt(web, tmp_path / "out", model, model, OPTIONS)
     assert committed(tmp_path / "out") in ([], ["00000"])
-
-
-def test_too_little_device_memory_halves_the_batch(source: Path, tmp_path: Path, stub: Any) -> None:
-    whole = CapFiltOptions(batch_size=7)
-    plain, small = stub(), stub()
-    run_capfilt(source, tmp_path / "a", plain, plain, whole)
-    see, refused = small.see, []
-
-    def out_of_memory(pixels: torch.Tensor, batch_size: int | None = None) -> Any:
-        if len(pixels) > 2:
-            refused.append(len(pixels))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return see(pixels, batch_size)
-
-    small.see = out_of_memory
-    run_capfilt(source, tmp_path / "b", small, small, whole)
-    assert list(read_rows(tmp_path / "a")) == list(read_rows(tmp_path / "b"))
-    assert refused == [6, 3]  # it is remembered for the filter's turn, and for all that follow
-    small.see = Failing(small, "see", 1, torch.OutOfMemoryError("no"))  # for one picture, too
-    (tmp_path / "one").mkdir()
-    shutil.copy(source / "a_good.png", tmp_path / "one")
-
-    def never(pixels: torch.Tensor, batch_size: int | None = None) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    small.see = never
-    with pytest.raises(StageFailed, match="OutOfMemoryError"):
-        run_capfilt(tmp_path / "one", tmp_path / "c", small, small, whole)
 
 
 def test_restart_reads_nothing_of_what_is_done(

@@ -152,7 +152,7 @@ def test_failures_are_listed_by_reason(page: tuple[str, Page]) -> None:
     _, parsed = page
     assert "failed_to_decode" in parsed.text and "d_broken.jpg" in parsed.text
     assert "the web text is empty" in parsed.text
-    assert "the filter's score of the web text is not a number" in parsed.text
+    assert "the web text has no score, or none that is a number" in parsed.text
 
 
 def test_reasons_that_differ_in_numbers_and_names_are_one(tmp_path: Path) -> None:

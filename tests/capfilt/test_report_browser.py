@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import Browser, find_browser
+from chromium import Browser
 from runs import picture, text, thumbnail, write_shards
 
 from blip_fast.capfilt.labels import Labels
@@ -17,15 +16,6 @@ from blip_fast.images import Status
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'"
 LONG = "a very long text " * 40
 WIDE = "w" * 300
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on this machine; BLIP_FAST_BROWSER may name one")
-    with Browser(program) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +31,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = Labels("/a/" + WIDE + ".json")
     labels.add("000000003", "web", None, False)
     labels.add("000000001", "web", None, True)
-    folder = write_shards(tmp_path_factory.mktemp("run"), [rows[:3], rows[3:]])
+    folder = write_shards(tmp_path_factory.mktemp("run"), [rows[:3], rows[3:]], "/data/" + WIDE)
     return write_report(folder, labels)
 
 
@@ -67,12 +57,13 @@ def choose(browser: Browser, **fields: str) -> list[str]:
     return keys(browser)
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_and_shows_pictures(browser: Browser, page: Path, width: int, dark: bool) -> None:
     browser.open(page, width, dark=dark)
     assert browser.errors == [] and browser.requests == []
-    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.run("document.scrollingElement.scrollWidth") == width
+    assert browser.beyond() == []
     assert keys(browser) == ["0", "1", "2", "3", "broken.jpg"]
     sizes = "[...document.querySelectorAll('.card img')].map((image) => image.naturalWidth)"
     browser.run("Promise.all([...document.images].map((image) => image.decode()))")
@@ -170,7 +161,10 @@ def test_ten_thousand_pictures(browser: Browser, tmp_path: Path) -> None:
     ]
     page = write_report(write_shards(tmp_path, [rows]))
     assert page.stat().st_size < 8_000_000
-    browser.open(page)
+    for width in (390, 768, 1280):
+        browser.open(page, width)
+        assert browser.run("document.scrollingElement.scrollWidth") == width
+        assert browser.beyond() == []
     assert browser.run("document.getElementById('found').textContent") == "10,000 pictures"
     assert browser.run("document.getElementsByTagName('*').length") < 4_000
     longest = browser.run(LONGEST)

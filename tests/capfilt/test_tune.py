@@ -45,16 +45,22 @@ def odd(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "odd", [rows[:1], rows[1:]])
 
 
+@pytest.mark.parametrize("without", [(), ("degenerate",), ("truncated", "degenerate")])
 @pytest.mark.parametrize("itc", [None, 0.25, -0.3])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.7, 0.9, 1.0])
-def test_the_rule_is_the_runs_own(threshold: float, itc: float | None) -> None:
+def test_the_rule_is_the_runs_own(
+    threshold: float, itc: float | None, without: tuple[Any, ...]
+) -> None:
     """Columns decide as `decide` does, row by row."""
-    row = picture(0, *ODD).to_dict()
+    flagged = (
+        text("synthetic", "a a a", 0.95, degenerate=True), text("web", "cut", 0.95, truncated=True),
+    )  # fmt: skip
+    row = picture(0, *ODD, *flagged).to_dict()
     batch = pa.RecordBatch.from_pylist([row, row], schema=SCHEMA)
     texts = texts_of(batch.column("candidates"))
-    kept = Rule(threshold, itc).keeps(texts)
+    kept = Rule(threshold, itc, without).keeps(texts)
     stored = [Candidate.from_dict(c) for c in batch.to_pylist()[0]["candidates"]]
-    wanted = [decide(candidate, threshold, itc).kept for candidate in stored]
+    wanted = [decide(candidate, threshold, itc, without).kept for candidate in stored]
     assert kept.tolist() == wanted * 2
     rewritten = decided(batch, kept).to_pylist()
     assert [c["kept"] for c in rewritten[1]["candidates"]] == wanted
@@ -84,6 +90,18 @@ def test_shares_count_every_text(odd: Path) -> None:
     assert [synthetic[at[t]] for t in (0.0, 1.0)] == [1 / 3, 1 / 3]
     strict = curve(odd, itc_threshold=0.3).kept["web"]
     assert strict is not None and strict[at[0.0]] == 0.2
+
+
+def test_shares_and_quality_leave_flagged_texts_out(tmp_path: Path) -> None:
+    row = picture(
+        0, text("synthetic", "a a a", 0.875, degenerate=True), text("synthetic", "a cat", 0.75)
+    )
+    run = write_shards(tmp_path / "run", [[row]])
+    labels = labels_of((row.key, "synthetic", "a a a", False), (row.key, None, "a cat", True))
+    told, all_of_them = curve(run, labels), curve(run, labels, without=())
+    assert told.kept["synthetic"] == [0.5] * 76 + [0.0] * 25
+    assert all_of_them.kept["synthetic"] == [1.0] * 76 + [0.5] * 12 + [0.0] * 13
+    assert told.quality[50].precision == 1.0 and all_of_them.quality[50].precision == 0.5
 
 
 def test_float32_of_a_decimal_is_compared_as_it_is() -> None:

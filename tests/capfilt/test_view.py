@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from blip_fast.capfilt.view import Rule, write_view
 from blip_fast.cli import main
 from blip_fast.data import open_source
 from blip_fast.data.tar import scan
+from blip_fast.tasks.captions import Captions
 
 
 class Varied(StubBlip):
@@ -156,3 +158,105 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     captured = capsys.readouterr()
     assert captured.out.endswith(f"{tmp_path / 'view/report.html'}\n")
     assert "web texts:" in captured.err and (tmp_path / "view/00000.tar").is_file()
+
+
+class GoingRound(Varied):
+    """The first caption of each picture repeats itself, and matches best."""
+
+    def caption(self, memory: Any, prompt: str, **settings: Any) -> Captions:
+        found = super().caption(memory, prompt, **settings)
+        rows = tuple(
+            (replace(row[0], text="red red red", degenerate=True), *row[1:]) for row in found
+        )
+        return replace(found, rows=rows)
+
+    @staticmethod
+    def _probability(text: str) -> float:
+        return 0.99 if text == "red red red" else 0.6
+
+
+def kept_texts(folder: Path) -> list[list[str]]:
+    return [[c["text"] for c in row["candidates"] if c["kept"]] for row in read_rows(folder)]
+
+
+def test_what_repeats_itself_is_not_kept_and_can_be(
+    two_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model: Any = GoingRound()
+    options = CapFiltOptions(num_captions=2, batch_size=2)
+    summary = run_capfilt(two_tars, tmp_path / "sound", model, model, options)
+    everything = replace(options, without=())
+    run_capfilt(two_tars, tmp_path / "all", model, model, everything)
+    assert summary.stats["texts"]["synthetic"]["degenerate"] == 6
+    for sound, every in zip(
+        kept_texts(tmp_path / "sound"), kept_texts(tmp_path / "all"), strict=True
+    ):
+        assert len(sound) == 2 and sound[1].startswith("grey")  # the web text and the sound one
+        assert every == [sound[0], "red red red", sound[1]]
+    for row in read_rows(tmp_path / "sound"):  # and the row says why
+        (repeated,) = [c for c in row["candidates"] if c["degenerate"]]
+        assert repeated["itm_probability"] == pytest.approx(0.99) and not repeated["kept"]
+    page = (tmp_path / "sound/report.html").read_text(encoding="utf-8")
+    assert "nothing that is degenerate" in page
+    with pytest.raises(ValueError, match="other settings|another run"):
+        run_capfilt(two_tars, tmp_path / "sound", model, model, everything)
+
+    tune = ["tune", str(tmp_path / "sound"), "--threshold", "0.5", "--tars"]
+    assert main([*tune, "--output", str(tmp_path / "same")]) == 0  # as the run has it
+    assert shards(tmp_path / "same", ".tar") == shards(tmp_path / "sound", ".tar")
+    assert main([*tune, "--output", str(tmp_path / "view"), "--without"]) == 0
+    assert shards(tmp_path / "view", ".tar") == shards(tmp_path / "all", ".tar")
+    again = ["tune", str(tmp_path / "all"), "--threshold", "0.5", "--tars", "--without"]
+    assert main([*again, "degenerate", "--output", str(tmp_path / "back")]) == 0
+    assert shards(tmp_path / "back", ".tar") == shards(tmp_path / "sound", ".tar")
+    capsys.readouterr()
+
+
+class BetterInTheEnd(Varied):
+    """Of dark pictures the first caption goes round in circles, then all do, then none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: list[int] = []
+
+    def caption(self, memory: Any, prompt: str, **settings: Any) -> Captions:
+        found = super().caption(memory, prompt, **settings)
+        self.turns.append(len(memory))
+        if len(self.turns) > 2:
+            return found
+        bad = 1 if len(self.turns) == 1 else 2
+        rows = tuple(
+            tuple(replace(t, degenerate=value < 100 and n < bad) for n, t in enumerate(row))
+            for row, value in zip(found, memory, strict=True)
+        )
+        return replace(found, rows=rows)
+
+
+def test_what_repeats_itself_is_sampled_anew(source: Path, tmp_path: Path) -> None:
+    options = CapFiltOptions(num_captions=2, resample=5, batch_size=7)
+    model: Any = BetterInTheEnd()
+    summary = run_capfilt(source, tmp_path / "out", model, model, options)
+    assert model.turns == [6, 3, 3]  # of six pictures the three dark ones, as often as it takes
+    assert summary.stats["texts"]["synthetic"]["degenerate"] == 0
+    plain: Any = Varied()
+    run_capfilt(source, tmp_path / "plain", plain, plain, replace(options, resample=0))
+    pairs = zip(read_rows(tmp_path / "out"), read_rows(tmp_path / "plain"), strict=True)
+    for ours, other in pairs:
+        texts, others = (
+            [c["text"] for c in row["candidates"] if c["source"] == "synthetic"]
+            for row in (ours, other)
+        )
+        dark = ours["status"] == "success" and int(texts[0].split()[1]) < 100
+        assert texts[1:] == others[1:] and (texts[:1] != others[:1]) == dark
+    limited: Any = BetterInTheEnd()
+    summary = run_capfilt(source, tmp_path / "once", limited, limited, replace(options, resample=1))
+    assert limited.turns == [6, 3]
+    assert summary.stats["texts"]["synthetic"]["degenerate"] == 3
+    with pytest.raises(ValueError, match="resample 1 with num_beams 3"):
+        CapFiltOptions(resample=1, num_beams=3)
+
+
+def test_a_flag_that_no_text_has_is_refused() -> None:
+    for make in (lambda: CapFiltOptions(without=("ugly",)), lambda: Rule(0.5, None, ("ugly",))):
+        with pytest.raises(ValueError, match="'ugly'; it must be of degenerate, truncated"):
+            make()

@@ -71,7 +71,7 @@ def test_underscores_in_flags_and_not_in_values() -> None:
 def test_loading_arguments_reach_the_model(run: Any, loads: list, pictures: Path) -> None:
     flags = (
         "--device cpu --dtype bfloat16 --quantize int8 --image-size 96 --compat transformers "
-        "--vocabulary v.txt --decode pillow"
+        "--vocabulary v.txt --decode pillow --max-pixels 900"
     )
     run("caption", pictures / "a.png", "--json", "--model", "m", *flags.split())
     assert loads == [
@@ -84,6 +84,7 @@ def test_loading_arguments_reach_the_model(run: Any, loads: list, pictures: Path
             "compat": "transformers",
             "vocabulary": Path("v.txt"),
             "decoder": "pillow",
+            "max_pixels": 900,
         }
     ]
 

@@ -32,6 +32,16 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+_BEYOND = """[...document.querySelectorAll("body *")].filter((node) => {
+  const box = node.getBoundingClientRect();
+  if (!box.width || (box.left > -1 && box.right < innerWidth + 1)) return false;
+  for (let around = node.parentElement; around; around = around.parentElement) {
+    if (getComputedStyle(around).overflowX !== "visible") return false;
+  }
+  return true;
+}).map((node) => `${node.tagName} ${node.className}: ${node.textContent.slice(0, 60)}`)"""
+
+
 def find_browser() -> str | None:
     """The path of a Chromium, None where there is none."""
     names = [os.environ["BLIP_FAST_BROWSER"]] if "BLIP_FAST_BROWSER" in os.environ else _NAMES
@@ -97,6 +107,11 @@ class Browser:
         )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def beyond(self) -> list[str]:
+        """The elements that reach out of the window to the left or right, but for those that
+        something scrolls or cuts."""
+        return self.run(_BEYOND)
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """One key, as a person presses it; `code` is its number in Windows."""

@@ -15,7 +15,7 @@ class Site:
         files: by path, with its slash.
         failing: by path, the answers that come before the file: numbers of HTTP, or 0 for a
             connection that is closed without a word.
-        asked: paths, in order; of GET alone.
+        asked: paths, in order; of GET alone. What follows a question mark does not count.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,9 @@ def serving() -> Iterator[Site]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            site.asked.append(self.path)
-            data, failing = site.files.get(self.path), site.failing.get(self.path)
+            path = self.path.partition("?")[0]
+            site.asked.append(path)
+            data, failing = site.files.get(path), site.failing.get(path)
             if failing:
                 status = failing.pop(0)
                 if status:
@@ -50,7 +51,7 @@ def serving() -> Iterator[Site]:
                 self.wfile.write(data)
 
         def do_HEAD(self) -> None:
-            data = site.files.get(self.path)
+            data = site.files.get(self.path.partition("?")[0])
             if data is None:
                 self.send_error(404)
             else:

@@ -121,16 +121,17 @@ def test_limit_on_pixels_comes_before_decoding(
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
     monkeypatch.setattr(Image.Image, "load", never)
-    for data in (jpeg, png):
-        error = refusal(data, max_pixels=1199)
+    for data, limit in ((jpeg, "max_jpeg_pixels"), (png, "max_pixels")):
+        error = refusal(data, max_pixels=1199, max_jpeg_pixels=1199)
         assert error.status is Status.TOO_LARGE
-        assert "1200" in str(error) and "1199" in str(error)
+        assert "1200" in str(error) and f"the limit is {limit} 1199" in str(error)
 
 
 def test_pixels_of_greedy_kinds_count_twice() -> None:
     for data in (encoded("WEBP"), encoded("AVIF"), encoded("JPEG", "CMYK")):
         assert decode(data, ImageOptions(max_pixels=2400)).size == (40, 30)
-        assert refusal(data, max_pixels=2399).status is Status.TOO_LARGE
+        error = refusal(data, max_pixels=2399, max_jpeg_pixels=2399)
+        assert error.status is Status.TOO_LARGE and "count twice" in str(error)
 
 
 def test_limit_on_sides(blank_png: Callable[[int, int], bytes]) -> None:

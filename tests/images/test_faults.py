@@ -184,4 +184,8 @@ def large_images(tmp_path: Path, blank_png) -> list[Path]:
     }
     for name, data in images.items():
         (tmp_path / name).write_bytes(data)
-    return [tmp_path / name for name in images]
+    grey = Image.new("L", (14_000, 12_000), 90)  # 168 million pixels
+    jpegs = {"large.jpg": False, "scans.jpg": True}
+    for name, progressive in jpegs.items():
+        grey.save(tmp_path / name, progressive=progressive)
+    return [tmp_path / name for name in (*images, *jpegs)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,8 @@ def test_only_whole_plain_jpegs_go_to_the_device(device: StandIn) -> None:
 
 def test_limits_hold_before_the_device(device: StandIn) -> None:
     tight = ImageOptions(size=SIZE, decoder="dali", max_pixels=1199)
+    assert read_picture(encoded("JPEG"), tight).decoder == "pillow"  # at half its size
+    tight = replace(tight, max_jpeg_pixels=1199)
     assert read_picture(encoded("JPEG"), tight).status is Status.TOO_LARGE
     assert device.batches == []
 
