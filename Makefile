@@ -18,7 +18,7 @@ export BLIP_FAST_NATIVE := $(NATIVE)
 # Without isolation the build sees the torch that is installed, and downloads no second one.
 INSTALL    := $(BIN)/pip install --no-build-isolation
 
-.PHONY: help demo test lint format bench asan gpu aot dali dali-packages ray clean
+.PHONY: help demo test lint format bench asan gpu aot dali ray clean
 .DELETE_ON_ERROR:
 
 help:            ## this list
@@ -69,13 +69,10 @@ $(BIN)/pip install $$($(BIN)/python -c 'import sys; from importlib.metadata impo
 endef
 
 # The imports come first: a library that cannot be loaded is an error here, not a skipped test.
-dali: dali-packages   ## NVIDIA's JPEG decoders (0.6 GB more), tested on the CPU, and a GPU if any
+dali: $(TESTABLE)     ## NVIDIA's JPEG decoders (0.6 GB more), tested on the CPU, and a GPU if any
+	$(call add_extras,dali nvimgcodec)
 	$(BIN)/python -c 'import nvidia.dali, nvidia.nvimgcodec'
 	$(BIN)/pytest tests/images/test_device_decoders.py tests/capfilt/test_device_decoding.py
-
-# By itself, so that .ci/run can tell an index that has none of them from a failure of ours.
-dali-packages: $(TESTABLE)
-	$(call add_extras,dali nvimgcodec)
 
 ray: $(TESTABLE)      ## Ray (0.4 GB more), and CapFilt on several workers of this machine
 	$(call add_extras,ray)
