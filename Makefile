@@ -51,7 +51,7 @@ bench: $(TESTABLE)    ## every room against plain PyTorch, in less than a minute
 
 # A library of its own, in build/asan. Python lets go of memory at its end by design: no leaks are
 # looked for. What runs no code of ours, or compiles, is left out for time. GCC's runtime alone.
-ASAN_TESTS ?= tests/kernels -k 'not reference and not compiled and not operators and not triton'
+ASAN_TESTS ?= tests/kernels -k 'not reference and not compiled and not operators and not triton and not cuda_compiles'
 RUNTIMES    = $(shell for name in libasan.so libstdc++.so; do $(CXX) -print-file-name=$$name; done)
 asan: $(TESTABLE)     ## the native rooms' tests under AddressSanitizer and UBSan
 	@ls $(RUNTIMES) >/dev/null || { echo "$(CXX) has no libasan; set CXX to a g++"; exit 1; }
