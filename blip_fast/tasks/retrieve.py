@@ -14,22 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blip_fast.decoding.limit import Limit, in_parts
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.embed import embed_texts
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
-from blip_fast.tasks.views import (
-    Images,
-    View,
-    as_list,
-    count,
-    read_batches,
-    too_large,
-    views,
-    within,
-)
+from blip_fast.tasks.views import Images, View, count, in_batches, views, within
 from blip_fast.text import Tokenizer
 
 # "itm+itc" is the published one: the logit of a match plus the cosine.
@@ -163,18 +153,11 @@ class _FirstLook:
                 tokens = model.vision(torch.stack([p for _, p in part]).to(model.device))
                 return tokens, model.image_feature(tokens).cpu()
 
-        listed, limit = as_list(images), Limit(model, "views", batch_size)
-        for places, pixels in read_batches(images, options, batch_size, failures):
-            batch = list(zip(places, pixels, strict=True))
-            for part, found, reason in in_parts(look, batch, limit):
-                seen = [place for place, _ in part]
-                if found is None:
-                    failures[seen[0]] = too_large(listed[seen[0]], seen[0], reason)
-                    continue
-                tokens, self.features[seen] = found
-                if tokens.nbytes <= budget:
-                    budget -= tokens.nbytes
-                    self._kept |= zip(seen, tokens, strict=True)
+        for seen, (tokens, found) in in_batches(model, look, images, options, batch_size, failures):
+            self.features[seen] = found
+            if tokens.nbytes <= budget:
+                budget -= tokens.nbytes
+                self._kept |= zip(seen, tokens, strict=True)
 
     def again(self, places: Sequence[int], batch_size: int) -> Iterator[View]:
         """The memories of some images, `batch_size` of them at a time."""

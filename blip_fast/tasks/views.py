@@ -7,9 +7,9 @@ neighbours nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from blip_fast.med.memory import ImageMemory
 
 # One image or many: path, URL, bytes, PIL image, array or tensor; or what `see` made of them.
 Images: TypeAlias = Any
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,38 @@ def views(
         with torch.inference_mode():
             return model.see(torch.stack([pixels for _, pixels in part]).to(model.device))
 
+    for places, memory in in_batches(model, see, images, options, batch_size, failures, chosen):
+        yield View(places, memory, torch.arange(len(places), device=model.device))
+        del memory  # or it would be held while the next is made
+
+
+def in_batches(
+    model: MED,
+    work: Callable[[Sequence[tuple[int, Tensor]]], T],
+    images: Images,
+    options: ImageOptions,
+    batch_size: int,
+    failures: dict[int, Picture],
+    chosen: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], T]]:
+    """Places of images and what `work` made of them and their pixels, as many at once as fit.
+
+    Args:
+        failures, chosen: as of `views`.
+    """
     listed, limit = as_list(images), Limit(model, "views", batch_size)
-    for places, pixels in read_batches(images, options, batch_size, failures, chosen):
+    for places, pixels in read_batches(listed, options, batch_size, failures, chosen):
         batch = list(zip(places, pixels, strict=True))
-        for part, memory, reason in in_parts(see, batch, limit):
+        for part, made, reason in in_parts(work, batch, limit):
             seen = [place for place, _ in part]
-            if memory is None:
-                failures[seen[0]] = too_large(listed[seen[0]], seen[0], reason)
+            if made is None:
+                failures[seen[0]] = _too_large(listed[seen[0]], seen[0], reason)
                 continue
-            yield View(seen, memory, torch.arange(len(seen), device=model.device))
-            del memory  # or it would be held while the next is made
+            yield seen, made
+            del made
 
 
-def too_large(image: Any, place: int, reason: str) -> Picture:
+def _too_large(image: Any, place: int, reason: str) -> Picture:
     """What stands for a picture that memory does not suffice for even alone."""
     return Picture(name_of(image, place), None, Status.TOO_LARGE, reason, 0, 0)
 
