@@ -54,8 +54,12 @@ class Texts:
     @property
     def eligible(self) -> np.ndarray:
         """bool [N]: texts that scores decide on; the others are never kept."""
+        return self.able(self.without)
+
+    def able(self, without: Sequence[str]) -> np.ndarray:
+        """The same where texts with other flags are never kept."""
         scored = (self.status == Status.SUCCESS.value) & ~np.isnan(self.itm)
-        for flag in ("duplicate", *self.without):
+        for flag in ("duplicate", *without):
             scored &= ~self.flags[flag]
         return scored
 

@@ -62,9 +62,7 @@ class Rule:
 
     def keeps(self, texts: Texts) -> np.ndarray:
         """bool [N]; the same that `decide` says of each text."""
-        able = texts.eligible
-        for flag in self.without:
-            able &= ~texts.flags[flag]
+        able = texts.able(self.without)
         with np.errstate(invalid="ignore"):  # comparisons with NaN
             return able & (texts.itm >= self.threshold) & passes_itc(texts.itc, self.itc_threshold)
 

@@ -10,9 +10,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+import bench
 from bench.chart import Curve, draw
 from bench.e2e_cost import BEGINNING, HEADER, Point, main, rows_of, timed
 
+RESULTS = Path(bench.__file__).parent / "results"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -66,3 +68,13 @@ def test_the_command_writes_a_table_and_a_drawing(tmp_path: Path) -> None:
     assert tuple(header) == HEADER and len(rows) == 4 + 4 + 3
     assert [row[1] for row in rows if row[0] == "tokens"] == ["4", "8", "16", "32"]
     assert len(ElementTree.parse(tmp_path / "cost.svg").findall(f"{SVG}g")) == 3
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("cost_*.csv")), ids=lambda p: p.name)
+def test_results_can_be_read(path: Path) -> None:
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == HEADER
+    assert all(float(r["low_s"]) <= float(r["median_s"]) <= float(r["high_s"]) for r in rows)
+    panels = ElementTree.parse(path.with_suffix(".svg")).findall(f"{SVG}g")
+    assert len(panels) == len({row["against"] for row in rows})

@@ -60,7 +60,6 @@ def test_linux_was_asked_and_memory_is_given_back() -> None:
     address = first.data_ptr()
     assert address % PAGE == 0
     assert "hg" in flags_at(address)
-    assert "hg" not in flags_at(large().data_ptr())
     del first
     gc.collect()
     assert flags_at(address), "the other tensor still needs the memory"

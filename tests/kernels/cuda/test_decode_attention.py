@@ -7,65 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from gate import Case, Gate
+from decoding_cases import DTYPES, memory, past
+from gate import Gate
 from memories import attend_to_memories
-from oracles import attend
 from torch import Tensor
 
 from blip_fast import kernels
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROWS = 4
-
-
-def _past(lengths: list[int], positions: int, dtype: torch.dtype, width: int = 64) -> Case:
-    """Ancestors beyond a sequence's length are rows far away."""
-    q = torch.randn(len(lengths), 2, width).to(dtype)
-    cache = torch.randn(ROWS, positions, 2, 2, width).to(dtype)
-    ancestors = torch.randint(ROWS, (len(lengths), positions))
-    beyond = torch.arange(positions) >= torch.tensor(lengths).long()[:, None]
-    table = ancestors.masked_fill(beyond, 1 << 40)
-
-    def call(q: Tensor, cache: Tensor) -> Tensor:
-        return kernels.decode_attention(q, cache, table, torch.tensor(lengths).long())
-
-    def formula(high: torch.dtype, q: Tensor, cache: Tensor) -> Tensor:
-        q, cache = q.to(high), cache.to(high)
-        out = [q[:0]]
-        for b, length in enumerate(lengths):
-            past = cache[ancestors[b, :length], torch.arange(length)]
-            one = q[b : b + 1]
-            out.append(attend(one, *past.unbind(1), False) if length else 0 * one)
-        return torch.cat(out)
-
-    return Case(call, formula, {"q": q, "cache": cache}, ())
-
-
-def _memory(
-    index: list[int],
-    keys: list[int] | None,
-    dtype: torch.dtype,
-    size: tuple[int, int] = (70, 64),
-) -> Case:
-    """4 memories. What lies beyond the keys that count is NaN, but for the reference."""
-    tokens, width = size
-    q = torch.randn(len(index), 2, width).to(dtype)
-    memory = torch.randn(4, tokens, 2, 2, width).to(dtype)
-    key_lengths = None if keys is None else torch.tensor(keys)
-    beyond = torch.arange(tokens) >= torch.tensor(keys or [tokens] * 4)[:, None]
-
-    def call(q: Tensor, memory: Tensor) -> Tensor:
-        place = torch.tensor(index, dtype=torch.int64)
-        hidden = memory.masked_fill(beyond[:, :, None, None, None], torch.nan)
-        # `memory` itself where everything counts: its layout is under test, too.
-        known = memory if keys is None else hidden
-        return kernels.decode_cross_attention(q, known, place, key_lengths)
-
-    def formula(high: torch.dtype, q: Tensor, memory: Tensor) -> Tensor:
-        texts = [1] * len(index), index, keys
-        return attend_to_memories(q.to(high), memory.to(high), *texts)
-
-    return Case(call, formula, {"q": q, "memory": memory}, ())
 
 
 class TestMemory(Gate):
@@ -73,17 +20,17 @@ class TestMemory(Gate):
     implementations = ("cuda",)
     few = ("any order, torch.bfloat16", "unequal memories")
     cases = {
-        **{f"any order, {d}": partial(_memory, [3, 0, 0, 3, 1, 3], None, d) for d in DTYPES},
-        **{f"heads of 88, {d}": partial(_memory, [1, 0, 1], None, d, (70, 88)) for d in DTYPES},
-        **{f"a cluster, {d}": partial(_memory, [1, 0, 1], None, d, (577, 64)) for d in DTYPES},
-        "one key": partial(_memory, [2, 2], None, torch.bfloat16, (1, 64)),
-        "more than go at once": partial(_memory, [2] * 11, None, torch.bfloat16, (163, 64)),
-        "unequal memories": partial(_memory, [2, 0, 0, 2], [300, 1, 64, 0], torch.float32,
+        **{f"any order, {d}": partial(memory, [3, 0, 0, 3, 1, 3], None, d) for d in DTYPES},
+        **{f"heads of 88, {d}": partial(memory, [1, 0, 1], None, d, (70, 88)) for d in DTYPES},
+        **{f"a cluster, {d}": partial(memory, [1, 0, 1], None, d, (577, 64)) for d in DTYPES},
+        "one key": partial(memory, [2, 2], None, torch.bfloat16, (1, 64)),
+        "more than go at once": partial(memory, [2] * 11, None, torch.bfloat16, (163, 64)),
+        "unequal memories": partial(memory, [2, 0, 0, 2], [300, 1, 64, 0], torch.float32,
                                     (300, 64)),
-        "a memory of no keys": partial(_memory, [3, 1, 3], [200, 161, 3, 0], torch.bfloat16,
+        "a memory of no keys": partial(memory, [3, 1, 3], [200, 161, 3, 0], torch.bfloat16,
                                        (200, 64)),
-        "no keys at all": partial(_memory, [3, 1], None, torch.float16, (0, 64)),
-        "no sequences": partial(_memory, [], None, torch.bfloat16),
+        "no keys at all": partial(memory, [3, 1], None, torch.float16, (0, 64)),
+        "no sequences": partial(memory, [], None, torch.bfloat16),
     }  # fmt: skip
 
 
@@ -91,11 +38,11 @@ class TestPast(Gate):
     room = "decode_attention"
     implementations = ("cuda",)
     cases = {
-        **{f"unequal, {d}": partial(_past, [3, 1, 40, 33], 40, d) for d in DTYPES},
-        **{f"heads of 88, {d}": partial(_past, [5, 3], 5, d, 88) for d in DTYPES},
-        "more than a ring": partial(_past, [133, 65, 64], 133, torch.bfloat16),
-        "no past": partial(_past, [2, 0, 1], 4, torch.bfloat16),
-        "no sequences": partial(_past, [], 4, torch.bfloat16),
+        **{f"unequal, {d}": partial(past, [3, 1, 40, 33], 40, d) for d in DTYPES},
+        **{f"heads of 88, {d}": partial(past, [5, 3], 5, d, 88) for d in DTYPES},
+        "more than a ring": partial(past, [133, 65, 64], 133, torch.bfloat16),
+        "no past": partial(past, [2, 0, 1], 4, torch.bfloat16),
+        "no sequences": partial(past, [], 4, torch.bfloat16),
     }
 
 

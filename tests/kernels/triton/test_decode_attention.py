@@ -6,70 +6,24 @@ from functools import partial
 
 import pytest
 import torch
-from gate import Case, Gate
+from decoding_cases import DTYPES, memory, past
+from gate import Gate
 from memories import attend_to_memories
-from oracles import attend
 from tolerance import assert_close_as_torch
-from torch import Tensor
 
 from blip_fast import kernels
 from blip_fast.kernels import _ops
 from blip_fast.kernels.decode_attention import config
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROWS = 4
-
-
-def _past(lengths: list[int], positions: int, dtype: torch.dtype, width: int = 64) -> Case:
-    q = torch.randn(len(lengths), 2, width).to(dtype)
-    cache = torch.randn(ROWS, positions, 2, 2, width).to(dtype)
-    ancestors = torch.randint(ROWS, (len(lengths), positions))
-
-    def call(q: Tensor, cache: Tensor) -> Tensor:
-        return kernels.decode_attention(q, cache, ancestors, torch.tensor(lengths).long())
-
-    def formula(high: torch.dtype, q: Tensor, cache: Tensor) -> Tensor:
-        q, cache = q.to(high), cache.to(high)
-        out = [q[:0]]
-        for b, length in enumerate(lengths):
-            past = cache[ancestors[b, :length], torch.arange(length)]
-            one = q[b : b + 1]
-            out.append(attend(one, *past.unbind(1), False) if length else 0 * one)
-        return torch.cat(out)
-
-    return Case(call, formula, {"q": q, "cache": cache}, ())
-
-
-def _memory(
-    index: list[int],
-    keys: list[int] | None,
-    dtype: torch.dtype,
-    size: tuple[int, int] = (70, 64),
-) -> Case:
-    tokens, width = size
-    q = torch.randn(len(index), 2, width).to(dtype)
-    memory = torch.randn(4, tokens, 2, 2, width).to(dtype)
-    key_lengths = None if keys is None else torch.tensor(keys)
-
-    def call(q: Tensor, memory: Tensor) -> Tensor:
-        place = torch.tensor(index, dtype=torch.int64)
-        return kernels.decode_cross_attention(q, memory, place, key_lengths)
-
-    def formula(high: torch.dtype, q: Tensor, memory: Tensor) -> Tensor:
-        texts = [1] * len(index), index, keys
-        return attend_to_memories(q.to(high), memory.to(high), *texts)
-
-    return Case(call, formula, {"q": q, "memory": memory}, ())
 
 
 class TestPast(Gate):
     room = "decode_attention"
     implementations = ("triton",)
     cases = {
-        **{f"unequal, {d}": partial(_past, [3, 1, 40, 33], 40, d) for d in DTYPES},
-        "no past": partial(_past, [2, 0, 1], 4, torch.bfloat16),
-        "no sequences": partial(_past, [], 4, torch.bfloat16),
-        **{f"heads of 88, {d}": partial(_past, [5, 3], 5, d, 88) for d in DTYPES},
+        **{f"unequal, {d}": partial(past, [3, 1, 40, 33], 40, d) for d in DTYPES},
+        "no past": partial(past, [2, 0, 1], 4, torch.bfloat16),
+        "no sequences": partial(past, [], 4, torch.bfloat16),
+        **{f"heads of 88, {d}": partial(past, [5, 3], 5, d, 88) for d in DTYPES},
     }
 
 
@@ -77,17 +31,17 @@ class TestMemory(Gate):
     room = "decode_attention"
     implementations = ("triton",)
     cases = {
-        **{f"any order, {d}": partial(_memory, [3, 0, 0, 3, 1, 3], None, d) for d in DTYPES},
-        "more than a tile of one": partial(_memory, [2] * 19, None, torch.bfloat16),
-        "several parts": partial(_memory, [1, 0, 1], None, torch.bfloat16, (577, 64)),
-        "parts without keys": partial(_memory, [2, 0, 0, 2], [300, 1, 64, 0], torch.float32,
+        **{f"any order, {d}": partial(memory, [3, 0, 0, 3, 1, 3], None, d) for d in DTYPES},
+        "more than a tile of one": partial(memory, [2] * 19, None, torch.bfloat16),
+        "several parts": partial(memory, [1, 0, 1], None, torch.bfloat16, (577, 64)),
+        "parts without keys": partial(memory, [2, 0, 0, 2], [300, 1, 64, 0], torch.float32,
                                       (300, 64)),
-        "a memory of no keys": partial(_memory, [3, 1, 3], [70, 10, 3, 0], torch.bfloat16),
-        "no keys in several parts": partial(_memory, [3, 1], [0, 0, 0, 0], torch.bfloat16,
+        "a memory of no keys": partial(memory, [3, 1, 3], [70, 10, 3, 0], torch.bfloat16),
+        "no keys in several parts": partial(memory, [3, 1], [0, 0, 0, 0], torch.bfloat16,
                                             (300, 16)),
-        "one": partial(_memory, [1], None, torch.bfloat16),
-        "no sequences": partial(_memory, [], None, torch.bfloat16),
-        **{f"heads of 88, {d}": partial(_memory, [1, 0, 1], None, d, (70, 88)) for d in DTYPES},
+        "one": partial(memory, [1], None, torch.bfloat16),
+        "no sequences": partial(memory, [], None, torch.bfloat16),
+        **{f"heads of 88, {d}": partial(memory, [1, 0, 1], None, d, (70, 88)) for d in DTYPES},
     }  # fmt: skip
 
 
