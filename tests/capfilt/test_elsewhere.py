@@ -133,14 +133,16 @@ def test_shards_in_a_bucket(
 def test_a_table_of_urls(site: Site, tmp_path: Path, stub: Any) -> None:
     urls = [site.put(f"/{n}.jpg", jpeg(n), failing) for n, failing in enumerate([(), (503, 0)])]
     urls += [f"{site.url}/none.jpg", site.put("/gone.jpg", jpeg(), failing=(410,) * 9)]
-    table = pa.table({"url": urls, "TEXT": [f"text {n}" for n in range(4)]})
+    urls += ["http://nobody.invalid/a.jpg", site.put("/private.jpg", jpeg(), failing=(403,) * 9)]
+    table = pa.table({"url": urls, "TEXT": [f"text {n}" for n in range(6)]})
     pq.write_table(table, tmp_path / "a.parquet")
     found = rows(tmp_path / "a.parquet", tmp_path / "out", stub())
-    assert [row["status"] for row in found] == ["success"] * 2 + ["failed_to_read"] * 2
-    assert "FileNotFoundError" in found[2]["error_message"] and "410" in found[3]["error_message"]
+    assert [row["status"] for row in found] == ["success"] * 2 + ["failed_to_read"] * 4
+    for row, reason in zip(found[2:], ("404", "410", "nobody.invalid", "403"), strict=True):
+        assert reason in row["error_message"].removeprefix(row["path"])
     assert [row["path"] for row in found] == urls
-    counts = [site.asked.count(f"/{name}.jpg") for name in (0, 1, "none", "gone")]
-    assert counts == [1, 3, 1, 1]  # what will not come is not asked for again
+    counts = [site.asked.count(f"/{name}.jpg") for name in (0, "none", "gone", "private")]
+    assert counts == [1, 1, 1, 1]  # what will not come is not asked for again
 
 
 def test_a_server_that_stays_down(site: Site, two_tars: Path, tmp_path: Path, stub: Any) -> None:
