@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,17 @@ def finish(
     models: Models,
     failures: Sequence[tuple[str, Status, str]],
     done: int,
+    unopened: Mapping[str, str],
 ) -> CapFiltSummary:
     """Write what is missing beside the shards; the totals last.
 
     Args:
         scratch: a folder on the same disk for unfinished files.
+        unopened: shards that are left out, because they cannot be opened, with the reason.
     """
     options = models.options
     fresh = done or not (output / TOTALS).exists()
-    stats = totals_so_far(output, source, models) if fresh else _read(output / TOTALS)
+    stats = totals_so_far(output, source, models, unopened) if fresh else _read(output / TOTALS)
     if options.coco_json and (fresh or not (output / COCO).exists()):
         write_coco(output, scratch)
     if options.sidecars and (fresh or not (output / SIDECARS).exists()):
@@ -51,10 +53,12 @@ def finish(
     if fresh or not (output / REPORT).exists():
         write_report(output, totals=stats, scratch=scratch)
         write_json(output / TOTALS, stats, scratch)
-    return CapFiltSummary(output, stats, list(failures), done=done)
+    return CapFiltSummary(output, stats, list(failures), not unopened, {}, done, unopened)
 
 
-def totals_so_far(output: Path, source: WebSource, models: Models) -> dict[str, Any]:
+def totals_so_far(
+    output: Path, source: WebSource, models: Models, unopened: Mapping[str, str]
+) -> dict[str, Any]:
     """The totals of the shards that are done."""
     settings = {"source": source_name(source), **models.options.to_dict()}
     for part in ("shard_index", "num_shards"):  # of the process that came last, not of the run
@@ -65,7 +69,7 @@ def totals_so_far(output: Path, source: WebSource, models: Models) -> dict[str, 
         for role, some in roles
         for number, model in enumerate(some)
     }
-    return totals(output, settings, facts)
+    return totals(output, settings, facts, unopened)
 
 
 def source_name(source: WebSource) -> str:

@@ -31,6 +31,7 @@ from blip_fast.capfilt.write import ShardWriter, gallery_places
 from blip_fast.data import default_batch_size
 from blip_fast.data.web import WebShard, WebSource, open_web
 from blip_fast.images import Status
+from blip_fast.images.network import passing
 from blip_fast.tasks.model import Blip
 from blip_fast.train.guard import STOPPED, StopRequest, stop_request
 
@@ -62,6 +63,9 @@ def run_capfilt(
         filters: models of kind "retrieval" or "pretrain". A model that is both sees once.
         progress: called with the number of pictures just finished.
 
+    A shard that is not there or may not be read is left undone and named in the summary; the others
+    are done. A network or disk that does not answer ends the run.
+
     Raises:
         StageFailed: naming the stage and the pictures where one cannot go on.
         ValueError: where a model lacks a part, the source holds no picture, or the output folder
@@ -83,10 +87,14 @@ def run_capfilt(
         with _quick_collections():
             run.work()
         held = ledger.held_by_others()
-        if len(committed(output)) == len(web):
-            return finish(output, ledger.scratch, web, models, run.failures, run.done)
-    stats = totals_so_far(output, web, models)
-    return CapFiltSummary(output, stats, run.failures, False, held, run.done)
+        # Another may have found what was away for a moment.
+        unopened = {n: why for n, why in run.unopened.items() if not ledger.is_done(n)}
+        if len(unopened) == len(web):
+            raise _unopenable(web, *next(iter(unopened.items())))
+        if len(committed(output)) + len(unopened) == len(web):
+            return finish(output, ledger.scratch, web, models, run.failures, run.done, unopened)
+    stats = totals_so_far(output, web, models, unopened)
+    return CapFiltSummary(output, stats, run.failures, False, held, run.done, unopened)
 
 
 class _Run:
@@ -95,6 +103,7 @@ class _Run:
     Attributes:
         done: shards that it committed.
         failures: pictures that could not be read, the first of them.
+        unopened: shards that cannot be opened, with the reason.
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class _Run:
         self._options = models.options
         self.done = 0
         self.failures: list[tuple[str, Status, str]] = []
+        self.unopened: dict[str, str] = {}
 
     def work(self) -> None:
         """Do all shards that nobody has done or is doing.
@@ -191,17 +201,18 @@ class _Run:
                 yield Batch(name, shard, [Job(n, shard) for n in numbers], last)
 
     def _open_next(self, names: Iterator[str]) -> tuple[str, WebShard] | None:
-        """The next shard that is to be done, open."""
-        name = next(names, None)
-        if name is None:
-            return None
-        try:
-            return name, self._source.open(int(name))
-        except (OSError, ValueError) as error:
-            raise StageFailed(
-                f"shard {name} of {self._source.name} cannot be opened: {error}. What is done "
-                "stays; the same command goes on"
-            ) from error
+        """The next shard that is to be done and can be opened, open."""
+        for name in names:
+            try:
+                return name, self._source.open(int(name))
+            except (OSError, ValueError) as error:
+                why = f"{type(error).__name__}: {error}"
+                if passing(error):  # so it is with the shards behind it
+                    raise _unopenable(self._source, name, why) from error
+                self._source.check()
+                self.unopened[name] = why
+                self._ledger.drop(name)
+        return None
 
     def _begin(self, batch: Batch) -> _Writing:
         return _Writing(
@@ -304,6 +315,13 @@ def _shown(row: Row, picture: bytes) -> Row:
 
 def _is_remote(job: Job) -> bool:
     return job.picture is not None and isinstance(job.picture.image, str)
+
+
+def _unopenable(source: WebSource, name: str, why: str) -> StageFailed:
+    return StageFailed(
+        f"shard {name} of {source.name} cannot be opened: {why}. What is done stays; the same "
+        "command goes on"
+    )
 
 
 def _unwritten(name: str, error: OSError) -> OSError:

@@ -18,6 +18,7 @@ from PIL import Image
 from blip_fast.capfilt import CapFiltOptions, StageFailed, ledger, read_rows, run_capfilt
 from blip_fast.capfilt.ledger import Ledger
 from blip_fast.capfilt.rows import committed
+from blip_fast.cli import main
 from blip_fast.data.web import open_web
 
 OPTIONS = CapFiltOptions(batch_size=2, shard_size=2, gallery=3)
@@ -136,11 +137,28 @@ def test_a_shard_that_disappears(tmp_path: Path, stub: Any, two_tars: Path) -> N
     second = two_tars / "00001.tar"
     source, model = open_web(two_tars), stub()
     held = second.rename(tmp_path / "held.tar")
-    with pytest.raises(StageFailed, match="shard 00001 of .* cannot be opened.*goes on"):
-        run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
-    assert committed(tmp_path / "out") in ([], ["00000"])
+    summary = run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
+    assert (summary.complete, list(summary.unopened), summary.count) == (False, ["00001"], 3)
+    assert "FileNotFoundError" in summary.stats["losses"][0]["what"]
+    assert "00001.tar" in summary.report.read_text(encoding="utf-8")
     held.rename(second)
     assert run_capfilt(two_tars, tmp_path / "out", model, model, OPTIONS).complete
+
+
+def test_shards_behind_one_that_is_not_there(
+    tmp_path: Path, two_tars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (two_tars / "00000.tar").unlink()
+    command = ["capfilt", f"{two_tars}/{{00000..00001}}.tar", "--output", str(tmp_path / "out")]
+    models = ["--captioner", "scenes", "--filter", "scenes", "--device", "cpu"]
+    assert main([*command, *models]) == 1
+    told = capsys.readouterr()
+    assert "3 of 3 pictures read" in told.err and "1 could not be opened: 00000." in told.err
+    assert told.out.strip().endswith("report.html")
+    (two_tars / "00001.tar").unlink()
+    command[3] = str(tmp_path / "nothing")
+    assert main([*command, *models]) == 1
+    assert "error: shard 00000 of" in capsys.readouterr().err
 
 
 def test_a_network_that_is_gone_leaves_the_shard_undone(tmp_path: Path, stub: Any) -> None:
