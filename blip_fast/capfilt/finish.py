@@ -35,17 +35,17 @@ def finish(
     models: Models,
     failures: Sequence[tuple[str, Status, str]],
     done: int,
-    unopened: Mapping[str, str],
+    undone: Mapping[str, str],
 ) -> CapFiltSummary:
     """Write what is missing beside the shards; the totals last.
 
     Args:
         scratch: a folder on the same disk for unfinished files.
-        unopened: shards that are left out, because they cannot be opened, with the reason.
+        undone: shards that are left out, with the reason.
     """
     options = models.options
     fresh = done or not (output / TOTALS).exists()
-    stats = totals_so_far(output, source, models, unopened) if fresh else _read(output / TOTALS)
+    stats = totals_so_far(output, source, models, undone) if fresh else _read(output / TOTALS)
     if options.coco_json and (fresh or not (output / COCO).exists()):
         write_coco(output, scratch)
     if options.sidecars and (fresh or not (output / SIDECARS).exists()):
@@ -53,11 +53,11 @@ def finish(
     if fresh or not (output / REPORT).exists():
         write_report(output, totals=stats, scratch=scratch)
         write_json(output / TOTALS, stats, scratch)
-    return CapFiltSummary(output, stats, list(failures), not unopened, {}, done, unopened)
+    return CapFiltSummary(output, stats, list(failures), not undone, {}, done, undone)
 
 
 def totals_so_far(
-    output: Path, source: WebSource, models: Models, unopened: Mapping[str, str]
+    output: Path, source: WebSource, models: Models, undone: Mapping[str, str]
 ) -> dict[str, Any]:
     """The totals of the shards that are done."""
     settings = {"source": source_name(source), **models.options.to_dict()}
@@ -69,7 +69,7 @@ def totals_so_far(
         for role, some in roles
         for number, model in enumerate(some)
     }
-    return totals(output, settings, facts, unopened)
+    return totals(output, settings, facts, undone)
 
 
 def source_name(source: WebSource) -> str:

@@ -40,6 +40,7 @@ _READERS = 16  # threads that wait for a disk or a network
 _MOST_DECODERS = 8  # a decoder holds an image at full size
 _THUMBNAIL = 224  # pixels of the longer side
 _FAILURES = 500  # that a summary lists
+_MOST_UNREAD = 2  # shards in a row without a picture that can be read: then the source has gone
 
 
 def run_capfilt(
@@ -63,8 +64,9 @@ def run_capfilt(
         filters: models of kind "retrieval" or "pretrain". A model that is both sees once.
         progress: called with the number of pictures just finished.
 
-    A shard that is not there or may not be read is left undone and named in the summary; the others
-    are done. A network or disk that does not answer ends the run.
+    A shard that is not there or may not be read is left undone and named in the summary, and so is
+    one that names pictures of which none is there; the others are done. A network or disk that does
+    not answer ends the run.
 
     Raises:
         StageFailed: naming the stage and the pictures where one cannot go on.
@@ -88,13 +90,13 @@ def run_capfilt(
             run.work()
         held = ledger.held_by_others()
         # Another may have found what was away for a moment.
-        unopened = {n: why for n, why in run.unopened.items() if not ledger.is_done(n)}
-        if len(unopened) == len(web):
-            raise _unopenable(web, *next(iter(unopened.items())))
-        if len(committed(output)) + len(unopened) == len(web):
-            return finish(output, ledger.scratch, web, models, run.failures, run.done, unopened)
-    stats = totals_so_far(output, web, models, unopened)
-    return CapFiltSummary(output, stats, run.failures, False, held, run.done, unopened)
+        undone = {n: why for n, why in run.undone.items() if not ledger.is_done(n)}
+        if len(undone) == len(web):
+            raise _stopping(*next(iter(undone.items())))
+        if len(committed(output)) + len(undone) == len(web):
+            return finish(output, ledger.scratch, web, models, run.failures, run.done, undone)
+    stats = totals_so_far(output, web, models, undone)
+    return CapFiltSummary(output, stats, run.failures, False, held, run.done, undone)
 
 
 class _Run:
@@ -103,7 +105,7 @@ class _Run:
     Attributes:
         done: shards that it committed.
         failures: pictures that could not be read, the first of them.
-        unopened: shards that cannot be opened, with the reason.
+        undone: shards that are left undone, with the reason.
     """
 
     def __init__(
@@ -120,7 +122,8 @@ class _Run:
         self._options = models.options
         self.done = 0
         self.failures: list[tuple[str, Status, str]] = []
-        self.unopened: dict[str, str] = {}
+        self.undone: dict[str, str] = {}
+        self._unread = 0  # shards, the last ones, none of whose pictures could be read
 
     def work(self) -> None:
         """Do all shards that nobody has done or is doing.
@@ -206,13 +209,17 @@ class _Run:
             try:
                 return name, self._source.open(int(name))
             except (OSError, ValueError) as error:
-                why = f"{type(error).__name__}: {error}"
+                why = f"shard {name} of {self._source.name} cannot be opened: "
+                why += f"{type(error).__name__}: {error}"
                 if passing(error):  # so it is with the shards behind it
-                    raise _unopenable(self._source, name, why) from error
+                    raise _stopping(name, why) from error
                 self._source.check()
-                self.unopened[name] = why
-                self._ledger.drop(name)
+                self._leave(name, why)
         return None
+
+    def _leave(self, name: str, why: str) -> None:
+        self.undone[name] = why
+        self._ledger.drop(name)
 
     def _begin(self, batch: Batch) -> _Writing:
         return _Writing(
@@ -230,10 +237,12 @@ class _Run:
             if job.number in writing.gallery:
                 job.row = _shown(job.row, thumbnail(job, _THUMBNAIL))
             rows.append(job.row)
-            if not job.usable and len(self.failures) < _FAILURES:
-                self.failures.append((job.row.key, job.status, job.error))
+            if not job.usable:
+                writing.error = job.error
+                if len(self.failures) < _FAILURES:
+                    self.failures.append((job.row.key, job.status, job.error))
         writing.stats.add(rows)
-        writing.remote = writing.remote and all(_is_remote(job) for job in batch.items)
+        writing.away = writing.away and all(_is_away(job) for job in batch.items)
         try:
             writing.files.add(batch.items)
         except OSError as error:
@@ -243,12 +252,14 @@ class _Run:
         name = writing.files.name
         if writing.stats.unread:
             self._source.check()
-            if writing.remote and writing.stats.unread == writing.stats.count:
-                raise StageFailed(
-                    f"no picture of shard {name} could be read; the network or the source seems "
-                    f"to have gone. The last reason: {self.failures[-1][2]}. The shard is left "
-                    "undone; the same command goes on"
-                )
+            if writing.away:
+                writing.files.discard()
+                self._leave(name, f"no picture of shard {name} could be read, as: {writing.error}")
+                self._unread += 1
+                if self._unread == _MOST_UNREAD:
+                    raise _stopping(name, self.undone[name])
+                return
+        self._unread = 0
         if not self._ledger.holds(name):  # thought dead, and another is at it
             writing.files.discard()
             return
@@ -268,13 +279,15 @@ class _Writing:
 
     Attributes:
         gallery: numbers of the pictures that the report shows.
-        remote: whether all pictures so far were to come over a network.
+        away: whether no picture so far was where the shard says.
+        error: of the last picture that could not be read.
     """
 
     files: ShardWriter
     stats: ShardStats
     gallery: set[int]
-    remote: bool = True
+    away: bool = True
+    error: str = ""
 
 
 @contextmanager
@@ -313,15 +326,16 @@ def _shown(row: Row, picture: bytes) -> Row:
     return Row(**{**vars(row), "thumbnail": picture})
 
 
-def _is_remote(job: Job) -> bool:
-    return job.picture is not None and isinstance(job.picture.image, str)
+def _is_away(job: Job) -> bool:
+    """Whether a picture is no file where it should be, and no URL that gives anything."""
+    image = None if job.picture is None else job.picture.image
+    if job.status is not Status.FAILED_TO_READ:
+        return False
+    return isinstance(image, str) or (isinstance(image, Path) and not os.path.lexists(image))
 
 
-def _unopenable(source: WebSource, name: str, why: str) -> StageFailed:
-    return StageFailed(
-        f"shard {name} of {source.name} cannot be opened: {why}. What is done stays; the same "
-        "command goes on"
-    )
+def _stopping(name: str, why: str) -> StageFailed:
+    return StageFailed(f"{why}. What is done stays, shard {name} is not; the same command goes on")
 
 
 def _unwritten(name: str, error: OSError) -> OSError:

@@ -160,9 +160,9 @@ def _joined(summaries: Sequence[CapFiltSummary]) -> CapFiltSummary:
     """That of the whole run, which the worker that came last has made, and what all have seen."""
     last = max(summaries, key=lambda summary: (summary.complete, summary.count))
     failures = [failure for summary in summaries for failure in summary.failures]
-    unopened = {name: why for summary in summaries for name, why in summary.unopened.items()}
+    undone = {name: why for summary in summaries for name, why in summary.undone.items()}
     done = sum(summary.done for summary in summaries)
-    return replace(last, failures=failures[:_FAILURES], done=done, unopened=unopened)
+    return replace(last, failures=failures[:_FAILURES], done=done, undone=undone)
 
 
 def _spread(

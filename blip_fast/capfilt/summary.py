@@ -39,7 +39,7 @@ class CapFiltSummary:
         complete: whether all shards are done.
         held: shards that other processes work on, and which.
         done: how many shards this process did.
-        unopened: shards that could not be opened, with the reason. The report is of the others.
+        undone: shards that this process left undone, with the reason. The report is of the others.
     """
 
     output: Path
@@ -48,7 +48,7 @@ class CapFiltSummary:
     complete: bool = True
     held: Mapping[str, str] = field(default_factory=dict)
     done: int = 0
-    unopened: Mapping[str, str] = field(default_factory=dict)
+    undone: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
@@ -118,20 +118,20 @@ def totals(
     output: Path,
     settings: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
-    unopened: Mapping[str, str] | None = None,
+    undone: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Add up the shards that are done.
 
     Args:
-        unopened: those that cannot be opened, with the reason; damages of the source, too.
+        undone: those that are left undone, with the reason; damages of the source, too.
     """
     sums: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     texts = {source: _no_texts() for source in SOURCES}
     clocks: dict[str, Clock] = {}
     missing = [
-        {"shard": name, "offset": None, "what": f"cannot be opened: {why}"}
-        for name, why in sorted((unopened or {}).items())
+        {"shard": name, "offset": None, "what": f"is left undone: {why}"}
+        for name, why in sorted((undone or {}).items())
     ]
     losses: list[dict[str, Any]] = missing[:_LISTED]
     started, ended = [], []

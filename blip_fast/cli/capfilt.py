@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "The output is sharded as img2dataset's: 00000.tar holds kept pairs, 00000.parquet every "
         "text with its scores, 00000_stats.json marks the shard as done; report.html shows all. "
         "The same command goes on where one was stopped; several at once share the work. Exit "
-        "code 0: done, 1: no picture could be read, or a shard could not be opened or written, "
+        "code 0: done, 1: no picture could be read, or a shard could not be read or written, "
         "143: stopped by SIGTERM, after the batch at hand.",
     )
     parser.add_argument(
@@ -192,9 +192,9 @@ def run(args: argparse.Namespace) -> int:
 
 def told(summary: CapFiltSummary) -> int:
     """Print where the report is; give the exit code."""
-    if summary.complete or (summary.unopened and summary.report.exists()):
+    if summary.complete or (summary.undone and summary.report.exists()):
         print(os.fspath(summary.report))
-    return 0 if summary.successes and not summary.unopened else 1
+    return 0 if summary.successes and not summary.undone else 1
 
 
 def finish(
@@ -289,12 +289,12 @@ def _report(summary: CapFiltSummary) -> None:
     if summary.complete:
         return
     print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)
-    if summary.unopened:
-        listed = ", ".join(sorted(summary.unopened)[:_LISTED])
-        more = len(summary.unopened) - _LISTED
+    if summary.undone:
+        names = sorted(summary.undone)
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         print(
-            f"{len(summary.unopened)} could not be opened: {listed}"
-            f"{f' and {more} more' if more > 0 else ''}. The same command tries again",
+            f"{len(names)} left undone: {', '.join(names[:_LISTED])}{more}. The same command tries "
+            "again",
             file=sys.stderr,
         )
     for owner in sorted(set(summary.held.values())):
