@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
-from blip_fast.capfilt.ledger import check_run
+from blip_fast.capfilt.ledger import RUN, check_run
 from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.report import write_report
@@ -104,10 +105,22 @@ def run_settings(
     return settings
 
 
+def refuse_own_source(output: Path, source: WebSource) -> None:
+    """Raise a ValueError where a run would write among the files that it reads."""
+    files = getattr(source, "shards", getattr(source, "files", ()))
+    folders = {os.path.dirname(file) for file in files} | {getattr(source, "folder", output / RUN)}
+    if output.resolve() in {Path(folder).resolve() for folder in folders}:
+        raise ValueError(
+            f"{displayable(output)} holds the source {source.name} itself; give another output "
+            "folder"
+        )
+
+
 def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -> None:
     """Raise a ValueError where a folder belongs to another run, as far as that is known before a
     model is loaded; not where it may be replaced."""
-    if not options.overwrite:
+    refuse_own_source(output, source)
+    if not (options.overwrite and (output / RUN).exists()):
         check_run(output, run_settings(source, options))
 
 

@@ -178,8 +178,8 @@ def check_run(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         if folder.is_dir() and committed(folder):
             raise ValueError(
-                f"{displayable(folder)} holds shards but no {RUN}; give another output folder, or "
-                "--overwrite to replace them"
+                f"{displayable(folder)} holds shards but no {RUN}, so they are not of such a run; "
+                "give another output folder"
             ) from None
         return
     except ValueError:
@@ -204,10 +204,12 @@ def clear(folder: Path, names: Iterable[str]) -> None:
         names: of files and folders beside the shards.
 
     Raises:
-        ValueError: where a process is at work in it.
+        ValueError: where a process is at work in it, or it holds shards that are of no run.
     """
     if not folder.is_dir():
         return
+    if not (folder / RUN).exists():
+        check_run(folder, {})
     work = folder / ".work"
     for other in work.iterdir() if work.is_dir() else ():
         if other.name != "claims" and _is_alive(other, folder):

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.capfilt.crew import Crew
-from blip_fast.capfilt.finish import FILES, fingerprint_of, finish, totals_so_far
+from blip_fast.capfilt.finish import (
+    FILES,
+    fingerprint_of,
+    finish,
+    refuse_own_source,
+    totals_so_far,
+)
 from blip_fast.capfilt.flow import Clock, CrewStage, Flow, Stage, StageFailed
 from blip_fast.capfilt.jobs import Batch, Job, Reader
 from blip_fast.capfilt.kept import thumbnail
@@ -82,6 +88,7 @@ def run_capfilt(
         image_root=options.image_root,
         recursive=options.recursive,
     )
+    refuse_own_source(output, web)
     if options.overwrite:
         clear(output, FILES)
     with Ledger(output, fingerprint_of(web, models, options)) as ledger, stop_request() as stop:

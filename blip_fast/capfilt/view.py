@@ -102,7 +102,7 @@ def write_view(
         clear(output, (TOTALS, MANIFEST, "report.html"))
     names = committed(run)
     with Ledger(output, {**_identity(run), **rule.to_dict(), "tars": tars}) as ledger:
-        for name in ledger.take(range(len(names))):
+        for name in ledger.take(int(name) for name in names):
             shard = _Shard(run, output, ledger.scratch, name, rule)
             count = shard.write(KeptAgain(run, name, told["settings"]) if tars else None)
             ledger.drop(name)

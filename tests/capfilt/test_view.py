@@ -63,6 +63,14 @@ def test_it_is_the_run_with_that_threshold(some: Path, tmp_path: Path, threshold
     assert (tmp_path / "view/report.html").is_file()
 
 
+def test_of_a_run_that_lacks_a_shard(two_tars: Path, tmp_path: Path) -> None:
+    (two_tars / "00000.tar").unlink()
+    first = run(Path(f"{two_tars}/{{00000..00001}}.tar"), tmp_path / "first", 0.5)
+    stats = write_view(first, tmp_path / "view", Rule(0.5), tars=True)
+    assert stats["count"] == 3
+    assert shards(tmp_path / "view", ".tar") == shards(first, ".tar") != {}
+
+
 def test_without_tars_the_source_is_not_needed(source: Path, tmp_path: Path) -> None:
     first = run(source, tmp_path / "first", 0.9)
     source.rename(tmp_path / "gone")

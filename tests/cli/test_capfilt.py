@@ -51,7 +51,23 @@ def test_refusals_come_before_loading(
         code, _, err = run("capfilt", *argv)
         assert code == 1 and message in err
     assert loads == []
-    assert run("capfilt", pictures, "--output", tmp_path / "done", "--overwrite")[0] == 0
+
+
+def test_overwrite_replaces_runs_and_nothing_else(
+    run: Any, pictures: Path, loads: list, tmp_path: Path
+) -> None:
+    """Shards that somebody else wrote, as those of the source, are not removed."""
+    assert run("capfilt", pictures, "--output", tmp_path / "web")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "web").glob("0*")}
+    for source in (tmp_path / "web", f"{tmp_path}/web/{{00000..00000}}.tar"):
+        code, _, err = run("capfilt", source, "--output", tmp_path / "web", "--overwrite")
+        assert code == 1 and "holds the source" in err
+    (tmp_path / "web/run.json").unlink()
+    code, _, err = run("capfilt", pictures, "--output", tmp_path / "web", "--overwrite")
+    assert code == 1 and "holds shards but no run.json" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "web").glob("0*")} == before
+    code, _, err = run("capfilt", pictures, "--output", pictures)
+    assert code == 1 and "holds the source" in err and len(loads) == 2
 
 
 def test_a_finished_run_is_told_again_and_other_settings_are_refused(
