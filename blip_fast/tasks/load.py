@@ -128,7 +128,7 @@ def _assemble(
     checkpoint.tokenizer.check(config.text)
     size = config.vision.image_size if image_size is None else image_size
     check_image_size(size, config.vision.patch_size)
-    device = default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else _as_device(device)
     dtype = default_dtype(device) if dtype is None else _as_dtype(dtype)
     decoding = str(device) if decoder in ON_DEVICE else "cpu"
     limit = ImageOptions.max_pixels if max_pixels is None else max_pixels
@@ -148,6 +148,18 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def _as_device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {reason}; leave it out for the default"
+        ) from error
+    return found
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
