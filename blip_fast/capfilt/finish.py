@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
-from blip_fast.capfilt.ledger import RUN, check_run
+from blip_fast.capfilt.ledger import NAMED, RUN, check_run
 from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.report import write_report
@@ -98,6 +98,7 @@ def run_settings(
         device: the captioner's, which decides on the size of batches where no other is asked for.
     """
     settings = {**options.fingerprint(), "source": source.identity, "shards": len(source)}
+    settings[NAMED] = source_name(source)
     if settings["batch_size"] is None:
         settings.pop("batch_size")
         if device is not None:

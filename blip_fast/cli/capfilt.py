@@ -170,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if rounds.asked(args):
         rounds.refuse(args)
+    if args.ray_workers is not None and args.ray is None:
+        raise ValueError(f"--ray-workers {args.ray_workers} goes with --ray; give both")
     source = open_web(
         args.source,
         options.shard_size,
@@ -207,8 +209,12 @@ def finish(
     """Run with a progress bar, and tell the summary."""
     from blip_fast.capfilt import run_capfilt
 
-    with common.progress_bar(source.count) as bar:
-        summary = run_capfilt(source, output, captioners, filters, options, bar.update)
+    try:
+        with common.progress_bar(source.count) as bar:
+            summary = run_capfilt(source, output, captioners, filters, options, bar.update)
+    except SystemExit:
+        print("stopped; what is done stays, and the same command goes on", file=sys.stderr)
+        raise
     _report(summary)
     return summary
 
@@ -264,11 +270,14 @@ def _report(summary: CapFiltSummary) -> None:
 
     stats = summary.stats
     parts = [f"{stats['successes']} of {stats['count']} pictures read"]
+    if not stats["count"]:
+        parts = [f"no pictures in {stats['settings']['source']}"]
     if stats["failures"]:
         failed = {k: n for k, n in stats["status_dict"].items() if k != "success"}
         listed = ", ".join(f"{status} {number}" for status, number in failed.items())
         parts.append(f"{stats['failures']} failed ({listed})")
-    parts.append(f"{stats['images_per_second']:.1f} images/s")
+    if stats["count"]:
+        parts.append(f"{stats['images_per_second']:.1f} images/s")
     print(", ".join(parts), file=sys.stderr)
     list_failures(summary.failures)
     if stats["damages"]:
@@ -285,7 +294,8 @@ def _report(summary: CapFiltSummary) -> None:
         flags = [flag for flag in stats["settings"]["without"] if texts[flag]]
         why += "".join(f", {texts[flag]} {flag} not kept" for flag in flags)
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept{why}", file=sys.stderr)
-    _report_stages(stats)
+    if stats["count"]:
+        _report_stages(stats)
     if summary.complete:
         return
     print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)

@@ -47,10 +47,19 @@ def test_refusals_come_before_loading(
         ((pictures, "--output", tmp_path / "o", "--num-shards", 2, "--shard-index", 2), "from 0"),
         ((pictures, "--output", tmp_path / "o", "--threshold", 2), "threshold 2.0"),
         ((pictures, "--output", tmp_path / "o", "--num-captions", 0), "must be at least 1"),
+        ((pictures, "--output", tmp_path / "o", "--ray-workers", 2), "goes with --ray"),
     ):
         code, _, err = run("capfilt", *argv)
         assert code == 1 and message in err
     assert loads == []
+
+
+def test_a_source_without_pictures(run: Any, loads: list, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    code, _, err = run("capfilt", tmp_path / "a.tar", "--output", tmp_path / "out")
+    assert code == 1 and err.startswith(f"no pictures in {tmp_path}/a.tar\n")
+    code, out, _ = run("check", tmp_path / "a.tar")
+    assert code == 1 and "there are no pictures in" in out and "no faults" not in out
 
 
 def test_overwrite_replaces_runs_and_nothing_else(
