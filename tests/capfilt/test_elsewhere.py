@@ -55,6 +55,8 @@ def test_shards_of_a_web_server(site: Site, two_tars: Path, tmp_path: Path, stub
     there = rows(f"{site.url}/{{00000..00001}}.tar", tmp_path / "there", stub())
     assert len(here) == 6 and same(here, there)
     assert there[0]["path"] == f"{site.url}/00000.tar/000000000.jpg"
+    signed = f"{site.url}/{{00000..00001}}.tar?download=true"
+    assert same(here, rows(signed, tmp_path / "signed", stub()))
     joined = f"{site.url}/00000.tar::{two_tars}/00001.tar"
     assert same(here, rows(joined, tmp_path / "joined", stub()))
 
