@@ -98,6 +98,19 @@ def test_the_manifest_trains(source: Path, tmp_path: Path) -> None:
     assert pairs == wanted and all(Path(path).is_file() for path, _ in pairs)
 
 
+def test_pictures_within_shards_are_in_no_manifest(
+    two_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(two_tars, tmp_path / "first", 0.5)
+    command = ["tune", str(first), "--threshold", "0.2", "--output", str(tmp_path / "view")]
+    assert main(command) == 0
+    stats = json.loads((tmp_path / "view/totals.json").read_text(encoding="utf-8"))
+    assert f"{stats['pairs']} pairs are not in kept.jsonl" in capsys.readouterr().err
+    assert stats["listed"] == 0 and (tmp_path / "view/kept.jsonl").read_text() == ""
+    assert main([*command[:-1], str(tmp_path / "shards"), "--tars"]) == 0
+    assert "kept.jsonl" not in capsys.readouterr().err
+
+
 def test_pictures_that_have_gone_are_counted(source: Path, tmp_path: Path) -> None:
     """One that was kept before is still in the run's shards; another is lost with its texts."""
     first = run(source, tmp_path / "first", 0.99)
