@@ -312,6 +312,8 @@ def _quick_collections() -> Iterator[None]:
 
 
 def _listed(models: Blip | Sequence[Blip]) -> Sequence[Blip]:
+    if isinstance(models, str):
+        raise ValueError(f"{models!r} is no model but a name; give blip_fast.load of it")
     return models if isinstance(models, Sequence) else [models]
 
 

@@ -196,6 +196,21 @@ class Table:
         return Table(self._rows, feature)
 
 
+def test_what_is_no_source_and_no_model(tmp_path: Path, stub: Any) -> None:
+    class Streamed:
+        column_names, features = ("image",), None
+
+    for source, reason in (
+        ({"train": Table([{"image": b"x"}], None)}, "a dict is no source .* dataset\\['train'\\]"),
+        (["a.jpg"], "a list is no source"),
+        (Streamed(), "without streaming"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            run_capfilt(source, tmp_path / "out", stub(), stub())
+    with pytest.raises(ValueError, match="'scenes' is no model but a name"):
+        run_capfilt(tmp_path, tmp_path / "out", stub(), "scenes")  # type: ignore[arg-type]
+
+
 def test_what_looks_like_a_dataset(tmp_path: Path, stub: Any) -> None:
     (tmp_path / "b.jpg").write_bytes(jpeg(2))
     held = [
