@@ -63,8 +63,12 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Image tokens at the training size: the class token and one token a patch."""
-        return 1 + self.grid**2
+        """Image tokens at the training size."""
+        return self.tokens_at(self.image_size)
+
+    def tokens_at(self, image_size: int) -> int:
+        """Image tokens of a square of `image_size` pixels: the class token and one a patch."""
+        return 1 + (image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,6 @@ class BlipConfig:
     def ties_decoder(self) -> bool:
         """Whether decoder and encoder share all but self-attention (BLIP, section 3.1)."""
         return self.kind == "pretrain"
-
-    @property
-    def grounded_id(self) -> int:
-        """The token at position 0 of an image-grounded text."""
-        return self.text.cls_id if self.compat == "transformers" else self.text.enc_id
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

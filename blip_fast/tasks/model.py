@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
+from blip_fast.decoding.limit import default_budget
 from blip_fast.decoding.options import DEFAULT_TOP_K, EarlyStopping, SearchOptions
 from blip_fast.images import ImageError, ImageOptions, Picture
 from blip_fast.med.blip import MED
@@ -23,7 +24,7 @@ from blip_fast.tasks.arguments import for_each, same_number, texts_of
 from blip_fast.tasks.captions import Captions, Outcome
 from blip_fast.tasks.match import Score
 from blip_fast.tasks.retrieve import RankBy, Retrieval
-from blip_fast.tasks.views import Images, as_list, count, default_budget, views, within
+from blip_fast.tasks.views import Images, as_list, count, views
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -32,9 +33,6 @@ DEFAULT_PROMPT = "a picture of "
 # Images whose memory is held at once: 8 of a base model take 170 MB in bf16.
 _CPU_BATCH, _DEVICE_BATCH = 8, 64
 
-# Texts encoded at once where there is no image: short rows, so many fit.
-_TEXT_BATCH = 128
-
 
 @dataclass(frozen=True)
 class Blip:
@@ -42,7 +40,8 @@ class Blip:
 
     Wherever a method takes `images`, it takes one image or many (paths, URLs, bytes, PIL images,
     arrays, tensors) or the `ImageMemory` that `see` made of them. An image that cannot be read
-    never costs its neighbours their result: its own is a status, or NaN with a warning.
+    never costs its neighbours their result: its own is a status, or NaN with a warning. A method
+    that the checkpoint has no parts for raises a ValueError that says which checkpoint has.
 
     Attributes:
         med: the network.
@@ -236,6 +235,9 @@ class Blip:
             [images, texts], or [pairs], float32 on the host; NaN where an image cannot be read.
         """
         self._require(self.config.has_matching, "match", "matching")
+        batch_size = batch_size or self._batch_size
+        if memory_budget:
+            batch_size = max(1, memory_budget // self.med.memory_bytes(self.image_size))
         return match.match(
             self.med,
             self.tokenizer,
@@ -245,7 +247,7 @@ class Blip:
             score,
             max_length or self.config.text.max_positions,
             self.image_options,
-            self._batch_within(memory_budget) if memory_budget else batch_size or self._batch_size,
+            batch_size,
         )
 
     def retrieve(
@@ -318,7 +320,7 @@ class Blip:
         """Normalised ITC features [T, E], float32 on the host."""
         self._require(self.config.has_matching, "embed", "matching")
         max_length = max_length or self.config.text.max_positions
-        return embed.embed_texts(self.med, self.tokenizer, texts_of(texts), max_length, _TEXT_BATCH)
+        return embed.embed_texts(self.med, self.tokenizer, texts_of(texts), max_length)
 
     def answer(
         self,
@@ -388,9 +390,6 @@ class Blip:
     @property
     def _batch_size(self) -> int:
         return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
-
-    def _batch_within(self, budget: int) -> int:
-        return within(budget, self.med, self.image_size)
 
     def _require(self, able: bool, verb: str, kind: str) -> None:
         if not able:
