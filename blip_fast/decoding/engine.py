@@ -158,7 +158,7 @@ def generate(
         ValueError: where a prompt leaves no room to write.
         torch.OutOfMemoryError: where memory does not suffice for one prompt alone.
     """
-    check_room(prompts, options)
+    check_room(model, prompts, options)
     sequences, memories = prompts.tolist(), index.tolist()
     seeds = seeds or [0] * len(sequences)
     requests = [
@@ -174,8 +174,14 @@ def generate(
     return results
 
 
-def check_room(prompts: PackedText, options: SearchOptions) -> None:
-    """Raise a ValueError where a prompt leaves no room to write."""
+def check_room(model: MED, prompts: PackedText, options: SearchOptions) -> None:
+    """Raise a ValueError where a prompt leaves no room to write, or the model has too few
+    positions."""
+    positions = model.config.text.max_positions
+    if options.max_length > positions:
+        raise ValueError(
+            f"max_length is {options.max_length}; the model has positions for {positions} tokens"
+        )
     if prompts.max_length >= options.max_length:
         raise ValueError(
             f"a prompt of {prompts.max_length} tokens ([DEC] included) leaves no room under "

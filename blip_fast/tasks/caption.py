@@ -12,14 +12,14 @@ from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.captions import Generated, Outcome
 from blip_fast.tasks.stream import ImageStream
-from blip_fast.tasks.views import Images, as_list, count
+from blip_fast.tasks.views import ImageList
 from blip_fast.text import Tokenizer
 
 
 def caption(
     model: MED,
     tokenizer: Tokenizer,
-    images: Images,
+    images: ImageList,
     prompts: Sequence[str],
     options: SearchOptions,
     seeds: Sequence[int],
@@ -35,8 +35,8 @@ def caption(
         slots: images written about at once; what fits a budget where it is not given.
     """
     packed = tokenizer.encode_prompts(prompts, model.config.text.max_positions)
-    check_room(packed, options)
-    starts, total = packed.tolist(), count(images)
+    check_room(model, packed, options)
+    starts, total = packed.tolist(), len(images)
 
     def request(place: int, memory: int) -> Request:
         return Request(place, memory, starts[place], seeds[place])
@@ -48,7 +48,7 @@ def caption(
         source = Listed(images, [request(place, place) for place in range(total)])
     else:
         slots = slots or default_slots(model, options, model.memory_bytes(image_options.size))
-        pictures = read_pictures(as_list(images), image_options)
+        pictures = read_pictures(images, image_options)
         source = stream = ImageStream(model, pictures, request, slots, batch_size, total)
 
     done: dict[int, Outcome] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.tasks.match import encode, warn_of_failures
-from blip_fast.tasks.views import Images, count, read_batches
+from blip_fast.tasks.views import read_batches
 from blip_fast.text import Tokenizer
 
 # Texts encoded at once: without an image they are short rows, so many fit.
@@ -19,10 +20,10 @@ _TEXT_BATCH = 128
 
 
 def embed_images(
-    model: MED, images: Images, image_options: ImageOptions, batch_size: int
+    model: MED, images: Sequence[Any], image_options: ImageOptions, batch_size: int
 ) -> Tensor:
     """[N, E] float32 on the host; a row of NaN where an image cannot be read."""
-    features = torch.full((count(images), model.config.embed_width), torch.nan)
+    features = torch.full((len(images), model.config.embed_width), torch.nan)
     failures: dict[int, Picture] = {}
     for places, pixels in read_batches(images, image_options, batch_size, failures):
         with torch.inference_mode():

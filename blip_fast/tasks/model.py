@@ -20,11 +20,11 @@ from blip_fast.med.quantize import Quantize, is_quantized
 from blip_fast.med.weights import write_checkpoint
 from blip_fast.med.weights.write import Layout
 from blip_fast.tasks import answer, caption, compare, embed, match, retrieve
-from blip_fast.tasks.arguments import for_each, same_number, texts_of
+from blip_fast.tasks import arguments as given
 from blip_fast.tasks.captions import Captions, Outcome
-from blip_fast.tasks.match import Score
+from blip_fast.tasks.match import Pairs, Score
 from blip_fast.tasks.retrieve import RankBy, Retrieval
-from blip_fast.tasks.views import Images, as_list, count, views
+from blip_fast.tasks.views import Images, listed, views
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -91,15 +91,15 @@ class Blip:
                 methods go on without them.
         """
         failures: dict[int, Picture] = {}
-        batch_size = batch_size or self._batch_size
-        batches = views(self.med, images, self.image_options, batch_size, failures)
+        images = listed(images)
+        batches = views(self.med, images, self.image_options, self._at_once(batch_size), failures)
         seen = [view.memory for view in batches]
         if failures:
             first = next(iter(failures.values()))
-            listed = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
+            named = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
             raise ImageError(
                 first.status,
-                f"{len(failures)} of {count(images)} images cannot be read: {listed}. Leave them "
+                f"{len(failures)} of {len(images)} images cannot be read: {named}. Leave them "
                 "out, or call caption or match with the images themselves",
             )
         if not seen:
@@ -186,32 +186,27 @@ class Blip:
             search: the other settings of `SearchOptions`.
         """
         self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
-        for name, number in (("batch_size", batch_size), ("slots", slots)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
-        phrases = self.tokenizer.encode_phrases(forbidden)
+        phrases = self.tokenizer.encode_phrases(given.texts_of(forbidden))
         options = SearchOptions(num_texts=num_captions, forbidden=phrases, **search)
-        total = count(images)
-        seeds = range(seed, seed + total) if isinstance(seed, int) else seed
-        same_number("seeds", len(seeds), total)
+        images = listed(images)
         return caption.caption(
             self.med,
             self.tokenizer,
             images,
-            for_each("prompts", prompt, total),
+            given.for_each("prompts", prompt, len(images)),
             options,
-            seeds,
+            given.seeds_of(seed, len(images)),
             keep_prompt,
             self.image_options,
-            batch_size or self._batch_size,
-            slots or batch_size,
+            self._at_once(batch_size),
+            batch_size if slots is None else given.positive("slots", slots, 1),
         )
 
     def match(
         self,
         images: Images,
         texts: str | Sequence[str],
-        pairs: Sequence[tuple[int, int]] | None = None,
+        pairs: Pairs | None = None,
         *,
         score: Score = "probability",
         max_length: int | None = None,
@@ -235,19 +230,16 @@ class Blip:
             [images, texts], or [pairs], float32 on the host; NaN where an image cannot be read.
         """
         self._require(self.config.has_matching, "match", "matching")
-        batch_size = batch_size or self._batch_size
-        if memory_budget:
-            batch_size = max(1, memory_budget // self.med.memory_bytes(self.image_size))
         return match.match(
             self.med,
             self.tokenizer,
-            images,
-            texts_of(texts),
+            listed(images),
+            given.texts_of(texts),
             pairs,
             score,
-            max_length or self.config.text.max_positions,
+            self._cut_to(max_length),
             self.image_options,
-            batch_size,
+            self._at_once(batch_size) if memory_budget is None else self._within(memory_budget),
         )
 
     def retrieve(
@@ -282,14 +274,14 @@ class Blip:
         return retrieve.retrieve(
             self.med,
             self.tokenizer,
-            images,
-            texts_of(texts),
+            listed(images),
+            given.texts_of(texts),
             k,
             rank_by,
-            max_length or self.config.text.max_positions,
+            self._cut_to(max_length),
             self.image_options,
-            batch_size or self._batch_size,
-            memory_budget or default_budget(self.device),
+            self._at_once(batch_size),
+            given.positive("memory_budget", memory_budget, default_budget(self.device)),
         )
 
     def similarity(
@@ -312,15 +304,15 @@ class Blip:
         if isinstance(images, ImageMemory):
             assert images.feature is not None
             return images.feature.cpu()
-        return embed.embed_images(
-            self.med, images, self.image_options, batch_size or self._batch_size
-        )
+        several: Any = listed(images)  # no memory
+        batch_size = self._at_once(batch_size)
+        return embed.embed_images(self.med, several, self.image_options, batch_size)
 
     def embed_texts(self, texts: str | Sequence[str], *, max_length: int | None = None) -> Tensor:
         """Normalised ITC features [T, E], float32 on the host."""
         self._require(self.config.has_matching, "embed", "matching")
-        max_length = max_length or self.config.text.max_positions
-        return embed.embed_texts(self.med, self.tokenizer, texts_of(texts), max_length)
+        several, max_length = given.texts_of(texts), self._cut_to(max_length)
+        return embed.embed_texts(self.med, self.tokenizer, several, max_length)
 
     def answer(
         self,
@@ -344,19 +336,21 @@ class Blip:
             num_beams, max_length, min_length: of written answers; see `SearchOptions`.
         """
         self._require(self.config.kind == "vqa", "answer", "VQA")
-        if candidates is not None and not candidates:
+        choices = None if candidates is None else given.texts_of(candidates)
+        if choices == []:
             raise ValueError("candidates is empty; give some, or None to have answers written")
+        images = listed(images)
         return answer.answer(
             self.med,
             self.tokenizer,
             images,
-            for_each("questions", questions, count(images)),
-            candidates,
+            given.for_each("questions", questions, len(images)),
+            choices,
             k,
             SearchOptions(num_beams=num_beams, max_length=max_length, min_length=min_length),
-            max_question_length or self.config.text.max_positions,
+            self._cut_to(max_question_length, "max_question_length"),
             self.image_options,
-            batch_size or self._batch_size,
+            self._at_once(batch_size),
         )
 
     def compare(
@@ -370,26 +364,33 @@ class Blip:
     ) -> Tensor:
         """NLVR2: the probability that each sentence is true of its pair of images, [N] float32."""
         self._require(self.config.kind == "nlvr", "compare", "NLVR2")
-        lefts, rights = as_list(left), as_list(right)
-        same_number("right images", len(rights), len(lefts))
+        lefts, rights = listed(left), listed(right)
+        given.same_number("right images", len(rights), len(lefts))
         return compare.compare(
             self.med,
             self.tokenizer,
             lefts,
             rights,
-            for_each("sentences", sentences, len(lefts)),
-            max_length or self.config.text.max_positions,
+            given.for_each("sentences", sentences, len(lefts)),
+            self._cut_to(max_length),
             self.image_options,
-            batch_size or self._batch_size,
+            self._at_once(batch_size),
         )
 
     def save(self, folder: str | Path, layout: Layout = "blip_fast") -> Path:
         """Write the checkpoint; see `blip_fast.med.weights.write_checkpoint`."""
         return write_checkpoint(self.med, self.tokenizer, Path(folder), layout)
 
-    @property
-    def _batch_size(self) -> int:
-        return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+    def _at_once(self, batch_size: int | None) -> int:
+        default = _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+        return given.positive("batch_size", batch_size, default)
+
+    def _within(self, budget: int) -> int:
+        budget = given.positive("memory_budget", budget, 1)
+        return max(1, budget // self.med.memory_bytes(self.image_size))
+
+    def _cut_to(self, length: int | None, name: str = "max_length") -> int:
+        return given.text_length(name, length, self.config.text.max_positions)
 
     def _require(self, able: bool, verb: str, kind: str) -> None:
         if not able:

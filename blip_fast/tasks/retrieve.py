@@ -19,7 +19,7 @@ from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.embed import embed_texts
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
-from blip_fast.tasks.views import Images, View, count, in_batches, views
+from blip_fast.tasks.views import ImageList, View, in_batches, views
 from blip_fast.text import Tokenizer
 
 # "itm+itc" is the published one: the logit of a match plus the cosine.
@@ -58,7 +58,7 @@ class Retrieval:
 def retrieve(
     model: MED,
     tokenizer: Tokenizer,
-    images: Images,
+    images: ImageList,
     texts: Sequence[str],
     k: int,
     rank_by: RankBy,
@@ -73,8 +73,8 @@ def retrieve(
             f"k is {k}, rank_by is {rank_by!r}; k must be at least 1, rank_by one of "
             f"{', '.join(get_args(RankBy))}"
         )
-    if not count(images) or not len(texts):
-        raise ValueError(f"there are {count(images)} images and {len(texts)} texts")
+    if not len(images) or not len(texts):
+        raise ValueError(f"there are {len(images)} images and {len(texts)} texts")
     failures: dict[int, Picture] = {}
     looked = _FirstLook(model, images, image_options, batch_size, budget // 2, failures)
     warn_of_failures(failures)
@@ -134,7 +134,7 @@ class _FirstLook:
     def __init__(
         self,
         model: MED,
-        images: Images,
+        images: ImageList,
         options: ImageOptions,
         batch_size: int,
         budget: int,
@@ -142,7 +142,7 @@ class _FirstLook:
     ) -> None:
         self._model, self._images, self._options = model, images, options
         self._kept: dict[int, Tensor] = {}
-        self.features = torch.full((count(images), model.config.embed_width), torch.nan)
+        self.features = torch.full((len(images), model.config.embed_width), torch.nan)
         if isinstance(images, ImageMemory):
             assert images.feature is not None
             self.features = images.feature.cpu()
