@@ -47,6 +47,14 @@ def open_utf8(path: Path) -> Iterator[IO[str]]:
             raise ValueError(f"{displayable(path)} is not UTF-8; save it as UTF-8") from error
 
 
+def json_or_none(text: str) -> Any:
+    """The value of a JSON text; None where it is not one, as where JSON lines follow each other."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
 def next_character(file: IO[str]) -> str:
     """The next one that is no white space; empty at the end."""
     while (character := file.read(1)) and character in _BLANK:

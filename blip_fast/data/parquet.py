@@ -98,12 +98,18 @@ class ParquetShard:
         return Sample(key, (image,), check_text(text, where), str(image_id))
 
     def _image(self, value: Any, where: str) -> Path | str | bytes:
-        """What Hugging Face keeps as bytes and path, of which either may be null; or one alone."""
-        if isinstance(value, dict):
-            value = value["path"] if value["bytes"] is None else value["bytes"]
+        value = bytes_or_path(value)
         if value is None:
             raise BadSample(f"{where}: the picture is null")
         return value if isinstance(value, bytes) else below(self._root, value)
+
+
+def bytes_or_path(value: Any) -> Any:
+    """Of a cell that holds both, as Hugging Face keeps a picture, the bytes, or the path where they
+    are null; any other cell as it is."""
+    if isinstance(value, dict):
+        return value["path"] if value["bytes"] is None else value["bytes"]
+    return value
 
 
 def open_parquet(name: str) -> pq.ParquetFile:
@@ -132,12 +138,12 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str]:
     text = _first(schema, TEXT_COLUMNS, "texts", name)
     kind = schema.field(image).type
     is_pair = pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
-    if not (is_pair or _is_binary(kind) or _is_text(kind)):
+    if not (is_pair or _is_binary(kind) or is_text(kind)):
         raise ValueError(
             f"{name}: the column {image} holds {kind}; pictures are bytes, paths, or a struct of "
             "bytes and path"
         )
-    if not _is_text(schema.field(text).type):
+    if not is_text(schema.field(text).type):
         raise ValueError(f"{name}: the column {text} holds {schema.field(text).type}, not texts")
     return image, text
 
@@ -152,7 +158,7 @@ def _first(schema: pa.Schema, names: Sequence[str], what: str, file: str) -> str
     )
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 

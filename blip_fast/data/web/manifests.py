@@ -19,15 +19,13 @@ import numpy as np
 
 from blip_fast.data.files import displayable
 from blip_fast.data.folder import is_url
-from blip_fast.data.jsonrows import next_character, open_utf8, read_json_rows
+from blip_fast.data.jsonrows import json_or_none, next_character, open_utf8, read_json_rows
+from blip_fast.data.manifests import CAPTION_FIELDS, IMAGE_FIELDS
 from blip_fast.data.packed import PackedRows
 from blip_fast.data.roots import below
 from blip_fast.data.samples import BadSample
 from blip_fast.data.web.pictures import NoDamage, WebPicture, as_text, digest, slices
 from blip_fast.images import Status
-
-_IMAGE = ("image", "url", "file_name")
-_CAPTION = ("caption", "text")
 
 _Row = tuple[str, list[str], str]  # the picture's path, its texts, what is wrong with them
 
@@ -125,7 +123,7 @@ def _grouped(hashes: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 def _read(path: Path, name: str) -> Iterator[_Row]:
     with open_utf8(path) as file:
         first = next_character(file)
-        value = _parsed("{" + file.read()) if first == "{" else None
+        value = json_or_none("{" + file.read()) if first == "{" else None
     if isinstance(value, dict) and isinstance(value.get("images"), list):
         yield from _coco(value, name) if "annotations" in value else _karpathy(value, name)
         return
@@ -137,7 +135,7 @@ def _read(path: Path, name: str) -> Iterator[_Row]:
         elif number == 0:  # most likely all rows are like this one
             raise ValueError(
                 f"{name}, row 0: {json.dumps(row)[:80]} names no picture; expected "
-                f"{', '.join(_IMAGE)}"
+                f"{', '.join(IMAGE_FIELDS)}"
             )
         else:
             yield "", [], f"{name}, row {number} names no picture"
@@ -164,21 +162,14 @@ def _karpathy(value: dict, name: str) -> Iterator[_Row]:
 
 
 def _image(row: Any) -> str | None:
-    found = (row.get(name) for name in _IMAGE) if isinstance(row, dict) else ()
+    found = (row.get(name) for name in IMAGE_FIELDS) if isinstance(row, dict) else ()
     return next((value for value in found if isinstance(value, str) and value), None)
 
 
 def _texts(row: dict) -> tuple[list[str], str]:
     """The texts of a row, and what is wrong with those that are none."""
-    value: Any = next((row[name] for name in _CAPTION if row.get(name) is not None), [])
+    value: Any = next((row[name] for name in CAPTION_FIELDS if row.get(name) is not None), [])
     values = value if isinstance(value, list) else [value]
     bad = [json.dumps(v)[:60] for v in values if not isinstance(v, str)]
     fault = f"the caption {', '.join(bad)} is no text" if bad else ""
     return [v.strip() for v in values if isinstance(v, str)], fault
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:  # JSON lines
-        return None
