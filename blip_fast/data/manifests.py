@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.data.files import displayable
-from blip_fast.data.jsonrows import json_or_none, next_character, open_utf8, read_json_rows
+from blip_fast.data.jsonrows import read_json_object, read_json_rows
 from blip_fast.data.packed import PackedRows
 from blip_fast.data.roots import below
 from blip_fast.data.samples import BadSample, Sample, check_text
@@ -175,15 +175,8 @@ def _comparison(row: dict) -> Iterator[_Row]:
 
 def _coco(path: Path) -> dict | None:
     """The whole of a file in COCO's format; None where it is of another."""
-    with open_utf8(path) as file:
-        if next_character(file) != "{":
-            return None
-        head = "{" + file.readline()
-        value = json_or_none(head)
-        if value is None:  # an object of many lines, or JSON lines of which the first is damaged
-            value = json_or_none(head + file.read())
-    is_coco = isinstance(value, dict) and "images" in value and "annotations" in value
-    return value if is_coco else None
+    value = read_json_object(path)
+    return value if value is not None and "images" in value and "annotations" in value else None
 
 
 def _coco_rows(coco: dict, name: str) -> Iterator[_Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from tars import change, data_of, header_of, twenty
 
-from blip_fast.data.web import WebPicture, WebSource, open_web
+from blip_fast.data.web import WebPicture, WebSource, manifests, open_web
 from blip_fast.data.web.manifests import WebManifest
 from blip_fast.images import Status
 
@@ -163,6 +164,18 @@ def test_rows_of_one_picture_become_one(tmp_path: Path) -> None:
     *good, bad = pictures(open_web(tmp_path / "m.jsonl", image_root="/root"))
     assert [p.texts for p in good] == [("b 1", "b 2"), ("a 1", "a 2")] and "line 4" in bad.error
     assert good[0].image == Path("/root/b.jpg")
+
+
+def test_json_lines_are_not_in_memory_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    row = json.dumps({"url": "https://example.org/a.jpg", "caption": "a dog on a beach"}) + "\n"
+    path.write_text(row * 20_000)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in manifests._read(path, path.name)) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_coco_and_karpathy(tmp_path: Path) -> None:

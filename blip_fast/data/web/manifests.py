@@ -19,7 +19,7 @@ import numpy as np
 
 from blip_fast.data.files import displayable
 from blip_fast.data.folder import is_url
-from blip_fast.data.jsonrows import json_or_none, next_character, open_utf8, read_json_rows
+from blip_fast.data.jsonrows import read_json_object, read_json_rows
 from blip_fast.data.manifests import CAPTION_FIELDS, IMAGE_FIELDS
 from blip_fast.data.packed import PackedRows
 from blip_fast.data.roots import below
@@ -121,10 +121,8 @@ def _grouped(hashes: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: Path, name: str) -> Iterator[_Row]:
-    with open_utf8(path) as file:
-        first = next_character(file)
-        value = json_or_none("{" + file.read()) if first == "{" else None
-    if isinstance(value, dict) and isinstance(value.get("images"), list):
+    value = read_json_object(path)
+    if value is not None and isinstance(value.get("images"), list):
         yield from _coco(value, name) if "annotations" in value else _karpathy(value, name)
         return
     for number, row in enumerate(read_json_rows(path)):
