@@ -22,7 +22,9 @@ from blip_fast.text import pack
 @pytest.fixture(scope="module")
 def base() -> tuple[MED, MED]:
     """A base-size retrieval model with random weights in fp32, and the same in int8."""
-    model = MED(BlipConfig(kind="retrieval")).eval().requires_grad_(False)
+    with torch.device("meta"):  # or torch would fill 220 million weights that are filled again
+        model = MED(BlipConfig(kind="retrieval"))
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
     initialise(model, seed=3)
     return model, quantize_int8(copy.deepcopy(model))
 
