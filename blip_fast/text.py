@@ -106,7 +106,7 @@ def pack(sequences: Sequence[Sequence[int]], truncated: Sequence[bool] = ()) -> 
     """
     lengths = [len(s) for s in sequences]
     if 0 in lengths:
-        raise ValueError(f"sequence {lengths.index(0)} holds no token; each needs its first one")
+        raise ValueError(f"sequence {lengths.index(0)} is empty; each needs a first token")
     sizes = torch.tensor(lengths, dtype=torch.int64)
     places = [torch.arange(n) for n in lengths]
     return PackedText(

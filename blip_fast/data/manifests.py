@@ -110,7 +110,7 @@ def _read(path: Path) -> Iterator[_Row]:
             continue
         try:
             if not isinstance(value, dict):
-                raise _Faulty(f"{json.dumps(value)[:60]} is no object with fields")
+                raise _Faulty(f"{json.dumps(value)[:60]} is not an object with fields")
             if read_row is None:
                 read_row = _reader_of(value)
             yield from list(read_row(value))  # all of a row's samples or none

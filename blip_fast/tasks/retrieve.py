@@ -74,7 +74,7 @@ def retrieve(
             f"{', '.join(get_args(RankBy))}"
         )
     if not len(images) or not len(texts):
-        raise ValueError(f"there are {len(images)} images and {len(texts)} texts")
+        raise ValueError(f"there is nothing to rank: {len(images)} images and {len(texts)} texts")
     failures: dict[int, Picture] = {}
     looked = _FirstLook(model, images, image_options, batch_size, budget // 2, failures)
     warn_of_failures(failures)

@@ -157,7 +157,7 @@ def test_rows_of_one_picture_become_one(tmp_path: Path) -> None:
     assert list(found) == ["b.jpg", "a.jpg", "c.jpg", "d.jpg", "row 5", "https://e/e.jpg"]
     assert found["b.jpg"].texts == ("b 1", "b 2") and found["a.jpg"].texts == ("a 1", "a 2")
     assert found["b.jpg"].image == tmp_path / "b.jpg" and not found["c.jpg"].text_failed
-    assert found["d.jpg"].text_failed and "caption 3 is no text" in found["d.jpg"].error
+    assert found["d.jpg"].text_failed and "caption 3 is not a text" in found["d.jpg"].error
     assert found["row 5"].image is None and "names no picture" in found["row 5"].error
     assert found["https://e/e.jpg"].image == "https://e/e.jpg"
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows[:3])) + "\n{broken\n")

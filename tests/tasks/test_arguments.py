@@ -71,7 +71,7 @@ def test_bytes_of_any_type_are_one_image() -> None:
 def test_what_is_no_image_is_a_row_that_says_so(strange: Any) -> None:
     captions = blip().caption(strange, **SETTINGS)
     assert captions.status == (Status.FAILED_TO_READ,)
-    assert f"a {type(strange).__name__} is no image" in captions.errors[0]
+    assert f"a {type(strange).__name__} is not an image" in captions.errors[0]
 
 
 def test_texts_in_any_form() -> None:
@@ -115,7 +115,7 @@ def test_seeds_in_any_form() -> None:
     expected = model.caption(PIXELS, seed=3, **settings)
     for form in (np.int64(3), [3, 4, 5], np.array([3, 4, 5]), iter([3, 4, 5])):
         assert model.caption(PIXELS, seed=form, **settings) == expected
-    with pytest.raises(ValueError, match="seed 1.5 is no integer"):
+    with pytest.raises(ValueError, match="seed 1.5 is not an integer"):
         model.caption(PIXELS, seed=1.5, **settings)
 
 

@@ -65,7 +65,7 @@ class WebManifest:
 
     def check(self) -> None:
         if not is_url(self._root) and not Path(self._root).is_dir():
-            raise FileNotFoundError(f"the folder {self._root}, where pictures lie, has gone")
+            raise FileNotFoundError(f"the folder {self._root}, where the pictures are, is gone")
 
     def picture(self, number: int) -> WebPicture:
         """One of them, with the texts of all rows that name it."""
@@ -147,7 +147,7 @@ def _coco(value: dict, name: str) -> Iterator[_Row]:
         for image in value["images"]:
             yield image["file_name"], *_texts({"caption": texts[image["id"]]})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} is no COCO file: {type(error).__name__} {error}") from None
+        raise ValueError(f"{name} is not a COCO file: {type(error).__name__} {error}") from None
 
 
 def _karpathy(value: dict, name: str) -> Iterator[_Row]:
@@ -156,7 +156,7 @@ def _karpathy(value: dict, name: str) -> Iterator[_Row]:
             path = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             yield path, *_texts({"caption": [s["raw"] for s in image.get("sentences", [])]})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} is no Karpathy file: {type(error).__name__} {error}") from None
+        raise ValueError(f"{name} is not a Karpathy file: {type(error).__name__} {error}") from None
 
 
 def _image(row: Any) -> str | None:
@@ -169,5 +169,5 @@ def _texts(row: dict) -> tuple[list[str], str]:
     value: Any = next((row[name] for name in CAPTION_FIELDS if row.get(name) is not None), [])
     values = value if isinstance(value, list) else [value]
     bad = [json.dumps(v)[:60] for v in values if not isinstance(v, str)]
-    fault = f"the caption {', '.join(bad)} is no text" if bad else ""
+    fault = f"the caption {', '.join(bad)} is not a text" if bad else ""
     return [v.strip() for v in values if isinstance(v, str)], fault

@@ -79,7 +79,9 @@ def read_vit(source: str | Path, config: BlipConfig) -> tuple[State, list[str]]:
     found = _without_prefix(_read(source), ("vision.", "vit.", "deit.", "visual_encoder."))
     column = next((c for c in range(3) if _expand(_VISION[2][c], 0, 0)[0] in found), None)
     if column is None:
-        raise WeightsError(f"{source} is no ViT of timm or transformers: it has no patch embedding")
+        raise WeightsError(
+            f"{source} is not a ViT of timm or transformers: it has no patch embedding"
+        )
     rows = [(row[0], row[column]) for row in _VISION]
     state, aside = _translate(found, rows, config.vision.depth, str(source))
     position = state["position"].reshape(-1, config.vision.width)
