@@ -130,10 +130,12 @@ class BlipConfig:
 
     @property
     def has_encoder(self) -> bool:
+        """Whether there is a text encoder."""
         return self.kind != "caption"
 
     @property
     def has_decoder(self) -> bool:
+        """Whether there is a text decoder with its language model head."""
         return self.kind in ("pretrain", "caption", "vqa")
 
     @property
@@ -147,6 +149,7 @@ class BlipConfig:
         return self.kind == "pretrain"
 
     def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -231,6 +231,7 @@ class Room:
 
     @property
     def implementations(self) -> list[str]:
+        """All names, in order of preference; the reference is the last."""
         return [*self._dtypes, REFERENCE]
 
     def operator(self, implementation: str, name: str | None = None) -> Any:

@@ -50,6 +50,7 @@ class Record:
 
 
 def is_url(source: str | Path) -> bool:
+    """Whether a source is opened through fsspec, and not as a file of this machine."""
     return isinstance(source, str) and "://" in source
 
 

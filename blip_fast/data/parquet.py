@@ -159,6 +159,7 @@ def _first(schema: pa.Schema, names: Sequence[str], what: str, file: str) -> str
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Whether the values of a column are texts."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 

@@ -94,6 +94,7 @@ class Slots:
 
     @property
     def free(self) -> int:
+        """How many slots have no request."""
         return self._requests.count(None)
 
     def advance(self, requests: Sequence[Request]) -> list[tuple[Request, list[Written]]]:

@@ -72,4 +72,5 @@ def quantize_int8(model: MED) -> MED:
 
 
 def is_quantized(model: nn.Module) -> bool:
+    """Whether any matrix of a model is int8."""
     return any(isinstance(module, Int8Linear) for module in model.modules())

@@ -36,6 +36,7 @@ class Generated:
 
     @classmethod
     def from_written(cls, written: Written, tokenizer: Tokenizer, keep_prompt: bool) -> Generated:
+        """What a search has written, as text."""
         ids = written.token_ids
         text, prompt = tokenizer.decode(ids), tokenizer.decode(ids[: written.prompt_length])
         if not keep_prompt and text.startswith(prompt):
@@ -50,6 +51,7 @@ class Generated:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields that are written to JSON files."""
         return {
             "text": self.text,
             "log_probability": self.log_probability,
@@ -89,6 +91,7 @@ class Captions(Sequence[tuple[Generated, ...]]):
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Captions:
+        """The texts of images, from what became of each."""
         return cls(
             rows=tuple(outcome.texts for outcome in outcomes),
             status=tuple(outcome.status for outcome in outcomes),

@@ -89,6 +89,7 @@ def from_transformers(
 
 
 def default_device() -> torch.device:
+    """The first GPU where torch has one to use, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -104,6 +105,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def cpu_multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products of bfloat16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

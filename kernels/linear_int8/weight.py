@@ -71,6 +71,7 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, K), of the weight before it was quantised."""
         return self.scales.numel(), self.width
 
     def integers(self) -> Tensor:
