@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from blip_fast.decoding.repeats import is_degenerate
 from blip_fast.decoding.search import Written
@@ -108,7 +108,15 @@ class Captions(Sequence[tuple[Generated, ...]]):
         """That of the best text of each image, minus infinity where there is none."""
         return [row[0].log_probability if row else float("-inf") for row in self.rows]
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> tuple[Generated, ...]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[tuple[Generated, ...], ...]: ...
+
+    def __getitem__(
+        self, place: int | slice
+    ) -> tuple[Generated, ...] | tuple[tuple[Generated, ...], ...]:
         return self.rows[place]
 
     def __len__(self) -> int:
