@@ -108,7 +108,7 @@ def bytes_or_path(value: Any) -> Any:
     """Of a cell that holds both, as Hugging Face keeps a picture, the bytes, or the path where they
     are null; any other cell as it is."""
     if isinstance(value, dict):
-        return value["path"] if value["bytes"] is None else value["bytes"]
+        return value.get("path") if value.get("bytes") is None else value["bytes"]
     return value
 
 
@@ -138,12 +138,12 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str]:
     text = _first(schema, TEXT_COLUMNS, "texts", name)
     kind = schema.field(image).type
     is_pair = pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
-    if not (is_pair or _is_binary(kind) or is_text(kind)):
+    if not (is_pair or _is_binary(kind) or _is_text(kind)):
         raise ValueError(
             f"{name}: the column {image} holds {kind}; pictures are bytes, paths, or a struct of "
             "bytes and path"
         )
-    if not is_text(schema.field(text).type):
+    if not _is_text(schema.field(text).type):
         raise ValueError(f"{name}: the column {text} holds {schema.field(text).type}, not texts")
     return image, text
 
@@ -158,8 +158,7 @@ def _first(schema: pa.Schema, names: Sequence[str], what: str, file: str) -> str
     )
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether the values of a column are texts."""
+def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 

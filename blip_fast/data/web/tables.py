@@ -10,13 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from blip_fast.data.parquet import (
-    IMAGE_COLUMNS,
-    TEXT_COLUMNS,
-    bytes_or_path,
-    is_text,
-    open_parquet,
-)
+from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS, open_parquet
 from blip_fast.data.roots import below
 from blip_fast.data.shardlist import list_shards
 from blip_fast.data.web.pictures import NoDamage, WebPicture, as_text, digest, slices
@@ -110,7 +104,9 @@ class WebTable(NoDamage):
         key = as_text(str(given)) if given is not None else key
         text = self._texts[number].as_py() if self._texts is not None else None
         texts = () if text is None else (text.strip(),)
-        value = bytes_or_path(self._images[number].as_py())
+        value = self._images[number].as_py()
+        if isinstance(value, dict):
+            value = value["path"] if value["bytes"] is None else value["bytes"]
         if not isinstance(value, (bytes, str)):
             problem = f"the picture is {'null' if value is None else type(value).__name__}"
             return WebPicture(key, row, None, texts, Status.FAILED_TO_READ, problem)
@@ -139,6 +135,10 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str | None, str | None]
             f"{', '.join(schema.names)}"
         )
     text = first(TEXT_COLUMNS)
-    if text is not None and not is_text(schema.field(text).type):
+    if text is not None and not _is_text(schema.field(text).type):
         raise ValueError(f"{name}: the column {text} holds {schema.field(text).type}, not texts")
     return image, text, first(_KEYS)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
