@@ -92,6 +92,10 @@ def test_pretraining_from_a_manifest_and_rotating_shards(data: Path, tmp_path: P
     steps = [line for line in lines(tmp_path) if "loss_itc" in line]
     assert [line["step"] for line in steps] == list(range(1, 10))
     assert steps[-1]["skipped"] >= 3  # the broken picture, once an epoch
+    (bad,) = (line for line in said if "bad sample is replaced" in line)  # said once
+    assert "failed_to_decode" in bad and "3.png" in bad
+    assert said[-1].endswith(f"bad samples {steps[-1]['skipped']}")
+    assert steps[0]["images_per_second"] > 0 and all(step["data_wait"] <= 1 for step in steps)
     model = blip_fast.load(tmp_path / "model", dtype="float32", device="cpu")
     assert model.config.kind == "pretrain"
     assert model.caption(data / "0.png", max_length=8, min_length=2).texts[0]
