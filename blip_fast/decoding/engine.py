@@ -18,6 +18,7 @@ from blip_fast.decoding.options import SearchOptions
 from blip_fast.decoding.search import Written
 from blip_fast.decoding.slots import Request, Slots
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory, QuestionMemory
 from blip_fast.text import PackedText
 
@@ -112,7 +113,7 @@ def _advance(
     """One step in slots that may have to be made first; no slots and a reason where none fit."""
 
     def work() -> tuple[Slots, list[tuple[Request, list[Written]]]]:
-        with torch.inference_mode():
+        with inference(model.device):
             slots = table or Slots(model, source.pairs, source.key_lengths, options, number)
             return slots, slots.advance(requests)
 

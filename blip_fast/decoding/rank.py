@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blip_fast.med.blip import MED
 from blip_fast.med.context import SelfCache, StepMemory, StepPast
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import QuestionMemory
 
 _TRAINING_LABEL_SMOOTHING = 0.1
@@ -82,7 +83,7 @@ def rank_candidates(
     k = min(k, len(candidates))
     together = max(1, _ROWS_PER_CALL // k)
     ranked: list[Ranked] = []
-    with torch.inference_mode():
+    with inference(model.device):
         for begin in range(0, len(memory), together):
             questions = torch.arange(begin, min(begin + together, len(memory)))
             ranked += _Forest(model, memory, candidates, k, questions).best()

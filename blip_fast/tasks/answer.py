@@ -17,6 +17,7 @@ from blip_fast.decoding.rank import Candidates, rank_candidates
 from blip_fast.decoding.search import Written
 from blip_fast.images import ImageOptions, Picture, Status
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory, QuestionMemory
 from blip_fast.tasks.captions import Captions, Generated, Outcome
 from blip_fast.tasks.match import encode, grounded_token
@@ -46,7 +47,7 @@ def answer(
         """Answer the questions at some places, about these pixels or the memory given."""
         places = [place for place, _ in part]
         asked = encode(tokenizer, [questions[i] for i in places], first, max_length)
-        with torch.inference_mode():
+        with inference(model.device):
             if isinstance(images, ImageMemory):
                 memory, index = images, torch.tensor(places, device=model.device)
             else:

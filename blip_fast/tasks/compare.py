@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.match import encode, grounded_token, warn_of_failures
 from blip_fast.tasks.views import ImageList, views
@@ -26,14 +27,14 @@ def compare(
     batch_size: int,
 ) -> Tensor:
     """[N] float32: the probability that sentence n is true; NaN where an image cannot be read."""
-    truth = torch.full((len(sentences),), torch.nan)
+    truth = torch.full((len(sentences),), torch.nan, dtype=torch.float32)
     failures: dict[int, Picture] = {}
     for memory, pairs, sides in _pairs_seen(
         model, left, right, image_options, batch_size, failures
     ):
         some = [sentences[i] for i in pairs]
         text = encode(tokenizer, some, grounded_token(model), max_length).to(model.device)
-        with torch.inference_mode():
+        with inference(model.device):
             logits = model.compare_logits(text, memory, torch.tensor(sides, device=model.device))
         truth[pairs] = logits.softmax(1)[:, 1].cpu()
     warn_of_failures(failures)

@@ -130,7 +130,7 @@ def _assemble(
     checkpoint.tokenizer.check(config.text)
     size = config.vision.image_size if image_size is None else image_size
     check_image_size(size, config.vision.patch_size)
-    device = default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else _as_device(device)
     dtype = default_dtype(device) if dtype is None else _as_dtype(dtype)
     decoding = str(device) if decoder in ON_DEVICE else "cpu"
     limit = ImageOptions.max_pixels if max_pixels is None else max_pixels
@@ -149,12 +149,30 @@ _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "float64": torch.float64,  # for comparisons
 }
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if isinstance(dtype, str):
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-        return _DTYPES[dtype]
-    return dtype
+    """Raises a ValueError where it is none that the kernels compute in."""
+    for name, known in _DTYPES.items():
+        if dtype in (name, known):
+            return known
+    raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
+
+
+def _as_device(device: torch.device | str) -> torch.device:
+    """Raises a ValueError where there is no such device here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device is {device!r}; it must be as 'cpu', 'cuda' or 'cuda:1'"
+        ) from error
+    number = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= number:
+        raise ValueError(
+            f"device is {str(device)!r}, and torch {torch.__version__} sees {number} GPUs; give "
+            "'cpu', or install a build of torch for CUDA where there is a GPU"
+        )
+    return found

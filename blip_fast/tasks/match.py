@@ -17,6 +17,7 @@ from torch import Tensor
 from blip_fast.decoding.pairs import over_pairs
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.tasks.views import ImageList, View, views
 from blip_fast.text import First, PackedText, Tokenizer
 
@@ -46,7 +47,7 @@ def match(
     number = len(images)
     wanted = wanted_pairs(number, len(texts), pairs)
     packed = encode(tokenizer, texts, grounded_token(model), max_length)
-    both = torch.full((len(wanted), 2), torch.nan)
+    both = torch.full((len(wanted), 2), torch.nan, dtype=torch.float32)
     failures: dict[int, Picture] = {}
     named = sorted(set(wanted[:, 0].tolist()))
     sequences = packed.tolist()
@@ -77,8 +78,8 @@ def match_view(
         return model.match_logits(text.to(model.device), view.memory, rows.to(model.device))
 
     if not len(at):
-        return at, torch.empty(0, 2)
-    with torch.inference_mode():
+        return at, torch.empty(0, 2, dtype=torch.float32)
+    with inference(model.device):
         return at, over_pairs(model, logits, sequences, memory_rows, wanted[at, 1]).cpu()
 
 

@@ -12,12 +12,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
-from blip_fast.tasks.embed import embed_texts
+from blip_fast.tasks.embed import embed_texts, empty_features, similarity
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
 from blip_fast.tasks.views import ImageList, View, in_batches, views
 from blip_fast.text import Tokenizer
@@ -84,7 +84,7 @@ def retrieve(
         return found
     pairs = _joined(found)
     sequences = encode(tokenizer, texts, grounded_token(model), max_length).tolist()
-    logits = torch.full((len(pairs),), -torch.inf)
+    logits = torch.full((len(pairs),), -torch.inf, dtype=torch.float32)
     wanted = sorted(set(pairs[:, 0].tolist()))
     together = max(1, budget // 2 // model.memory_bytes(image_options.size))
     for view in looked.again(wanted, together):
@@ -109,12 +109,12 @@ def candidates(image_features: Tensor, text_features: Tensor, k: int) -> Retriev
     """
     readable = image_features.isfinite().all(1)
     queries, number = len(text_features), len(image_features)
-    best = torch.full((queries, 0), -torch.inf)
+    best = torch.full((queries, 0), -torch.inf, dtype=torch.float32)
     where = torch.empty(queries, 0, dtype=torch.int64)
     of_images: list[tuple[Tensor, Tensor]] = []
     for start in range(0, number, _IMAGES_PER_PART):
         part = slice(start, start + _IMAGES_PER_PART)
-        cosines = F.linear(image_features[part], text_features)
+        cosines = similarity(image_features[part], text_features)
         cosines[~readable[part]] = -torch.inf
         of_images.append(_nearest(cosines, k))
         places = torch.arange(start, start + len(cosines)).expand(queries, -1)
@@ -142,14 +142,14 @@ class _FirstLook:
     ) -> None:
         self._model, self._images, self._options = model, images, options
         self._kept: dict[int, Tensor] = {}
-        self.features = torch.full((len(images), model.config.embed_width), torch.nan)
+        self.features = empty_features(len(images), model)
         if isinstance(images, ImageMemory):
             assert images.feature is not None
             self.features = images.feature.cpu()
             return
 
         def look(part: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-            with torch.inference_mode():
+            with inference(model.device):
                 tokens = model.vision(torch.stack([p for _, p in part]).to(model.device))
                 return tokens, model.image_feature(tokens).cpu()
 
@@ -164,7 +164,7 @@ class _FirstLook:
         kept = [place for place in places if place in self._kept]
         for start in range(0, len(kept), batch_size):
             some = kept[start : start + batch_size]
-            with torch.inference_mode():
+            with inference(self._model.device):
                 tokens = torch.stack([self._kept.pop(place) for place in some])
                 memory = self._model.memory_of(tokens)
             yield View(some, memory, torch.arange(len(some), device=self._model.device))

@@ -121,7 +121,7 @@ def _exactly(index: FeatureIndex, vector: np.ndarray, number: int) -> tuple[Any,
     for start in range(0, len(index.features), _PART):
         part = torch.from_numpy(np.array(index.features[start : start + _PART]))
         parts.append((part @ query).nan_to_num(nan=-torch.inf))
-    cosines = torch.cat(parts) if parts else torch.empty(0)
+    cosines = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float32)
     values, places = cosines.sort(descending=True, stable=True)
     kept = int((values[:number] > -torch.inf).sum())
     return values[:kept].numpy(), places[:kept].numpy()

@@ -19,6 +19,7 @@ from torch import Tensor
 from blip_fast.decoding.limit import Limit, in_parts
 from blip_fast.images import ImageOptions, Picture, Status, name_of, read_pictures, stack
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
 
 # One image or many: path, URL, bytes, PIL image, array or tensor; or what `see` made of them.
@@ -86,7 +87,7 @@ def views(
         return
 
     def see(part: Sequence[tuple[int, Tensor]]) -> ImageMemory:
-        with torch.inference_mode():
+        with inference(model.device):
             return model.see(torch.stack([pixels for _, pixels in part]).to(model.device))
 
     for places, memory in in_batches(model, see, images, options, batch_size, failures, chosen):

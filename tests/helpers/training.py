@@ -71,6 +71,7 @@ class Examples:
         self.task, self.batch_size, self.length = task, batch_size, length
         self.rank, self.world_size, self.poison = rank, world_size, poison
         self.skipped: dict[str, int] = {}
+        self.first_skipped: dict[str, str] = {}
 
     def steps(self, epoch: int, start: int = 0) -> int:
         return (self.length - start) // (self.batch_size * self.world_size)

@@ -13,6 +13,7 @@ from factories import random_med, tiny_vocabulary
 from numpy.random import default_rng
 from PIL import Image
 
+import blip_fast
 from blip_fast.config import Kind
 from blip_fast.images import ImageOptions, Status
 from blip_fast.tasks.model import Blip
@@ -168,3 +169,15 @@ def test_half_a_character_costs_neither_its_text_nor_its_neighbours() -> None:
     model = blip()
     expected = model.match(PIXELS, ["the dog", "a ball"])
     assert model.match(PIXELS, ["the \ud800dog\udfff", "a ball"]).equal(expected)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", 99])
+def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
+    with pytest.raises(ValueError, match="device is"):
+        blip_fast.load("scenes", device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, "fp32", np.float32])
+def test_a_dtype_that_is_none_of_ours_is_refused(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="dtype is .*; it must be one of float32"):
+        blip_fast.load("scenes", dtype=dtype)

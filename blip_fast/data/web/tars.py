@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_fast.data.fetch import open_local, read_small
-from blip_fast.data.manifests import CAPTION_FIELDS
 from blip_fast.data.shardlist import list_shards
 from blip_fast.data.tar import TarSample, read_exactly, scan
-from blip_fast.data.tars import IMAGE_SUFFIXES
+from blip_fast.data.tars import CAPTION_FIELDS, IMAGE_SUFFIXES
 from blip_fast.data.web.pictures import WebPicture, as_text, digest
 from blip_fast.images import Status
 from blip_fast.images.options import MAX_BYTES
