@@ -16,7 +16,7 @@ import numpy as np
 from blip_fast.data.fetch import open_local, read_small
 from blip_fast.data.manifests import CAPTION_FIELDS
 from blip_fast.data.samples import BadSample, Sample, check_text
-from blip_fast.data.shardlist import list_shards
+from blip_fast.data.shardlist import beside, list_shards
 from blip_fast.data.tar import TarIndex, TarSample, read_exactly, scan
 from blip_fast.images import Status
 from blip_fast.images.options import MAX_BYTES
@@ -140,7 +140,7 @@ def _describe(index: TarIndex, count: int) -> str:
 
 def _told(shard: str, sizes: dict[str, dict[str, Any]]) -> int | None:
     """The count that a file beside a shard gives; None where none does."""
-    stats = _json(f"{shard.removesuffix('.tar')}_stats.json")
+    stats = _json(beside(shard, "_stats.json"))
     folder, _, base = shard.rpartition("/")
     path = f"{folder}/sizes.json" if folder else "sizes.json"
     if "successes" in stats:

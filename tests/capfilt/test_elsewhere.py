@@ -55,6 +55,8 @@ def test_shards_of_a_web_server(site: Site, two_tars: Path, tmp_path: Path, stub
     there = rows(f"{site.url}/{{00000..00001}}.tar", tmp_path / "there", stub())
     assert len(here) == 6 and same(here, there)
     assert there[0]["path"] == f"{site.url}/00000.tar/000000000.jpg"
+    signed = f"{site.url}/{{00000..00001}}.tar?download=true"
+    assert same(here, rows(signed, tmp_path / "signed", stub()))
     joined = f"{site.url}/00000.tar::{two_tars}/00001.tar"
     assert same(here, rows(joined, tmp_path / "joined", stub()))
 
@@ -161,14 +163,16 @@ def test_shards_in_google_cloud_storage(
 def test_a_table_of_urls(site: Site, tmp_path: Path, stub: Any) -> None:
     urls = [site.put(f"/{n}.jpg", jpeg(n), failing) for n, failing in enumerate([(), (503, 0)])]
     urls += [f"{site.url}/none.jpg", site.put("/gone.jpg", jpeg(), failing=(410,) * 9)]
-    table = pa.table({"url": urls, "TEXT": [f"text {n}" for n in range(4)]})
+    urls += ["http://nobody.invalid/a.jpg", site.put("/private.jpg", jpeg(), failing=(403,) * 9)]
+    table = pa.table({"url": urls, "TEXT": [f"text {n}" for n in range(6)]})
     pq.write_table(table, tmp_path / "a.parquet")
     found = rows(tmp_path / "a.parquet", tmp_path / "out", stub())
-    assert [row["status"] for row in found] == ["success"] * 2 + ["failed_to_read"] * 2
-    assert "FileNotFoundError" in found[2]["error_message"] and "410" in found[3]["error_message"]
+    assert [row["status"] for row in found] == ["success"] * 2 + ["failed_to_read"] * 4
+    for row, reason in zip(found[2:], ("404", "410", "nobody.invalid", "403"), strict=True):
+        assert reason in row["error_message"].removeprefix(row["path"])
     assert [row["path"] for row in found] == urls
-    counts = [site.asked.count(f"/{name}.jpg") for name in (0, 1, "none", "gone")]
-    assert counts == [1, 3, 1, 1]  # what will not come is not asked for again
+    counts = [site.asked.count(f"/{name}.jpg") for name in (0, "none", "gone", "private")]
+    assert counts == [1, 1, 1, 1]  # what will not come is not asked for again
 
 
 def test_a_server_that_stays_down(site: Site, two_tars: Path, tmp_path: Path, stub: Any) -> None:
@@ -218,6 +222,21 @@ class Table:
     def cast_column(self, name: str, feature: Any) -> Table:
         assert name == "image"
         return Table(self._rows, feature)
+
+
+def test_what_is_no_source_and_no_model(tmp_path: Path, stub: Any) -> None:
+    class Streamed:
+        column_names, features = ("image",), None
+
+    for source, reason in (
+        ({"train": Table([{"image": b"x"}], None)}, "a dict is no source .* dataset\\['train'\\]"),
+        (["a.jpg"], "a list is no source"),
+        (Streamed(), "without streaming"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            run_capfilt(source, tmp_path / "out", stub(), stub())
+    with pytest.raises(ValueError, match="'scenes' is no model but a name"):
+        run_capfilt(tmp_path, tmp_path / "out", stub(), "scenes")  # type: ignore[arg-type]
 
 
 def test_what_looks_like_a_dataset(tmp_path: Path, stub: Any) -> None:

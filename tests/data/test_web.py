@@ -141,6 +141,38 @@ def test_parquet_with_bytes_and_without_texts(tmp_path: Path) -> None:
         open_web(tmp_path / "b.parquet")
 
 
+def test_parquet_with_several_texts_a_picture(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": [{"bytes": b"x"}, {"bytes": b"y"}, {"bytes": None}],
+            "caption": [["one", " two "], [], None],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = pictures(open_web(tmp_path / "a.parquet"))
+    assert [picture.texts for picture in found] == [("one", "two"), (), ()]
+    assert [picture.status for picture in found][1:] == [Status.SUCCESS, Status.FAILED_TO_READ]
+    named = pa.table({"path": ["a.jpg"], "text": pa.array(["coded"]).dictionary_encode()})
+    pq.write_table(named, tmp_path / "b.parquet")
+    (coded,) = pictures(open_web(tmp_path / "b.parquet"))
+    assert coded.texts == ("coded",) and coded.path == str(tmp_path / "a.jpg")
+
+
+def test_damaged_parquet_is_no_disk_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    images = [bytes([number]) * 999 for number in range(2)]
+    pq.write_table(pa.table({"image": images}), path, row_group_size=1, use_dictionary=False)
+    chunk = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xee" * chunk.total_compressed_size
+    path.write_bytes(data)
+    source = open_web(path, 1)
+    assert len(source.open(0)) == 1
+    with pytest.raises(ValueError, match="a.parquet, row group 1 is damaged: "):
+        source.open(1)
+
+
 def test_rows_of_one_picture_become_one(tmp_path: Path) -> None:
     rows = [
         {"image": "b.jpg", "caption": "b 1"},

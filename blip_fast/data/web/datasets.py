@@ -24,6 +24,8 @@ class WebDataset:
         Raises:
             ValueError: where it has no column of pictures, or no rows.
         """
+        if not hasattr(dataset, "__len__"):
+            raise ValueError("a streamed dataset has no rows to count; load it without streaming")
         names = list(dataset.column_names)
         image = next((name for name in IMAGE_COLUMNS if name in names), None)
         if image is None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_fast.data.fetch import open_local, read_small
-from blip_fast.data.shardlist import list_shards
+from blip_fast.data.shardlist import beside, list_shards
 from blip_fast.data.tar import TarSample, read_exactly, scan
 from blip_fast.data.tars import CAPTION_FIELDS, IMAGE_SUFFIXES
 from blip_fast.data.web.pictures import WebPicture, as_text, digest
@@ -134,7 +134,7 @@ class WebTar:
 def _told(shard: str) -> int | None:
     """How many samples img2dataset's `00000_stats.json` beside a shard says there are."""
     try:
-        value = json.loads(read_small(f"{shard.removesuffix('.tar')}_stats.json") or b"{}")
+        value = json.loads(read_small(beside(shard, "_stats.json")) or b"{}")
     except (ValueError, OSError):
         return None
     count = value.get("successes") if isinstance(value, dict) else None
