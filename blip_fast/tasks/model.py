@@ -347,7 +347,7 @@ class Blip:
             images,
             given.for_each("questions", questions, len(images)),
             choices,
-            k,
+            given.positive("k", k, 1),
             SearchOptions(num_beams=num_beams, max_length=max_length, min_length=min_length),
             self._cut_to(max_question_length, "max_question_length"),
             self.image_options,

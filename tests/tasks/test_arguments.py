@@ -130,6 +130,7 @@ def test_seeds_in_any_form() -> None:
         lambda model: model.match(PIXELS, "dog", memory_budget=0),
         lambda model: model.match(PIXELS, "dog", max_length=0),
         lambda model: model.embed_images(PIXELS, batch_size=-2),
+        lambda model: blip("vqa").answer(PIXELS, "the dog", ["dog"], k=0),
     ],
 )
 def test_numbers_that_are_too_small_are_refused(call: Callable[[Blip], Any]) -> None:
