@@ -257,6 +257,12 @@ class Room:
         """
         return self._choose(x.device, x.dtype, order, obstacles or {})
 
+    def dtype_of(self, model: torch.dtype) -> torch.dtype:
+        """That of its first tensor where the model is in `model`: one room takes pixels, another
+        scores, whatever the model's is."""
+        computed = {dtype for some in self._dtypes.values() for dtype in some}
+        return computed.pop() if len(computed) == 1 else model
+
     def explain(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """What `choose` would answer for a tensor on `device`, in words."""
         chosen = self._choose(device, dtype)
@@ -345,8 +351,8 @@ def use(implementation: str, *rooms: str) -> Iterator[None]:
 
 
 def choices(device: torch.device, dtype: torch.dtype) -> list[Choice]:
-    """What each room would run for tensors of `dtype` on `device`, and why."""
-    return [room.explain(device, dtype) for room in _rooms.values()]
+    """What each room would run for a model in `dtype` on `device`, and why."""
+    return [room.explain(device, room.dtype_of(dtype)) for room in _rooms.values()]
 
 
 def read_environment(value: str) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.inference import inference
+from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.match import encode, warn_of_failures
 from blip_fast.tasks.views import read_batches
 from blip_fast.text import Tokenizer
@@ -44,6 +45,19 @@ def embed_texts(model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_leng
         with inference(model.device):
             features[part] = model.text_feature(packed).cpu()
     return features
+
+
+def features_of(memory: ImageMemory) -> Tensor:
+    """The features [N, E] of images that were seen, on the host.
+
+    Raises:
+        ValueError: where they were seen by a model that has none.
+    """
+    if memory.feature is None:
+        raise ValueError(
+            "these images were seen by a model without ITC features; see them with this one"
+        )
+    return memory.feature.cpu()
 
 
 def empty_features(number: int, model: MED) -> Tensor:

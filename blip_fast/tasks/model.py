@@ -302,8 +302,7 @@ class Blip:
         """Normalised ITC features [N, E], float32 on the host; comparable with those of texts."""
         self._require(self.config.has_matching, "embed", "matching")
         if isinstance(images, ImageMemory):
-            assert images.feature is not None
-            return images.feature.cpu()
+            return embed.features_of(images)
         several: Any = listed(images)  # no memory
         batch_size = self._at_once(batch_size)
         return embed.embed_images(self.med, several, self.image_options, batch_size)
@@ -346,7 +345,7 @@ class Blip:
             images,
             given.for_each("questions", questions, len(images)),
             choices,
-            k,
+            given.positive("k", k, 1),
             SearchOptions(num_beams=num_beams, max_length=max_length, min_length=min_length),
             self._cut_to(max_question_length, "max_question_length"),
             self.image_options,

@@ -17,7 +17,7 @@ from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
-from blip_fast.tasks.embed import embed_texts, empty_features, similarity
+from blip_fast.tasks.embed import embed_texts, empty_features, features_of, similarity
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
 from blip_fast.tasks.views import ImageList, View, in_batches, views
 from blip_fast.text import Tokenizer
@@ -144,8 +144,7 @@ class _FirstLook:
         self._kept: dict[int, Tensor] = {}
         self.features = empty_features(len(images), model)
         if isinstance(images, ImageMemory):
-            assert images.feature is not None
-            self.features = images.feature.cpu()
+            self.features = features_of(images)
             return
 
         def look(part: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -130,6 +132,7 @@ def test_seeds_in_any_form() -> None:
         lambda model: model.match(PIXELS, "dog", memory_budget=0),
         lambda model: model.match(PIXELS, "dog", max_length=0),
         lambda model: model.embed_images(PIXELS, batch_size=-2),
+        lambda model: blip("vqa").answer(PIXELS, "the dog", ["dog"], k=0),
     ],
 )
 def test_numbers_that_are_too_small_are_refused(call: Callable[[Blip], Any]) -> None:
@@ -181,3 +184,17 @@ def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
 def test_a_dtype_that_is_none_of_ours_is_refused(dtype: Any) -> None:
     with pytest.raises(ValueError, match="dtype is .*; it must be one of float32"):
         blip_fast.load("scenes", dtype=dtype)
+
+
+def test_a_memory_without_features_is_refused_where_they_are_needed() -> None:
+    model, memory = blip(), blip("caption").see(PIXELS)
+    for call in (model.embed_images, partial(model.retrieve, texts="dog")):
+        with pytest.raises(ValueError, match="seen by a model without ITC features"):
+            call(memory)
+
+
+def test_a_memory_is_shown_in_a_line() -> None:
+    shown = repr(blip().see(PIXELS))
+    assert re.fullmatch(
+        r"ImageMemory\(3 images of \d+ tokens, .* MB, torch.float32 on cpu\)", shown
+    )
