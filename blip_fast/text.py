@@ -7,6 +7,7 @@ offsets, so nothing is ever computed on padding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -26,6 +27,7 @@ First = Literal["[CLS]", "[ENC]", "[DEC]"]
 _BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _BLIP_SPECIAL = ("[DEC]", "[ENC]")  # in this order: ids 30522 and 30523 after BERT's vocabulary
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST = 100_000  # characters of a text that are looked at, whatever they are
 _LONGEST_WORD = 100  # tokens, as it has characters: BERT takes what is longer for one unknown word
 
@@ -104,7 +106,7 @@ def pack(sequences: Sequence[Sequence[int]], truncated: Sequence[bool] = ()) -> 
     """
     lengths = [len(s) for s in sequences]
     if 0 in lengths:
-        raise ValueError(f"sequence {lengths.index(0)} holds no token; each needs its first one")
+        raise ValueError(f"sequence {lengths.index(0)} is empty; each needs a first token")
     sizes = torch.tensor(lengths, dtype=torch.int64)
     places = [torch.arange(n) for n in lengths]
     return PackedText(
@@ -170,12 +172,14 @@ class Tokenizer:
         return cls(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
 
     def write(self, path: Path) -> None:
+        """Write a `vocab.txt` that `read` reads."""
         path.write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def id_of(self, token: str) -> int:
+        """The id of a token, special or not; a KeyError where the vocabulary has none such."""
         return self._ids[token]
 
     def check(self, config: TextConfig) -> None:
@@ -217,11 +221,11 @@ class Tokenizer:
         Raises:
             ValueError: where a phrase holds no token.
         """
-        found = self._tokenizer.encode_batch(list(phrases), add_special_tokens=False)
-        for phrase, one in zip(phrases, found, strict=True):
-            if not one.ids:
+        found = self._encoded(phrases)
+        for phrase, ids in zip(phrases, found, strict=True):
+            if not ids:
                 raise ValueError(f"the phrase {phrase!r} holds no word")
-        return tuple(tuple(one.ids) for one in found)
+        return tuple(tuple(ids) for ids in found)
 
     def _pack(
         self, texts: Sequence[str], before: list[int], after: list[int], max_length: int
@@ -247,8 +251,11 @@ class Tokenizer:
                 (found[place],) = self._encoded([text[: max(enough, _LONGEST)]])
         return found
 
-    def _encoded(self, texts: list[str]) -> list[list[int]]:
-        return [one.ids for one in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+    def _encoded(self, texts: Iterable[str]) -> list[list[int]]:
+        # Half of a surrogate pair, as in a name that was no UTF-8, is no character: it is dropped,
+        # as BERT drops all that it cannot read.
+        whole = [_SURROGATE.sub("\ufffd", text) for text in texts]
+        return [one.ids for one in self._tokenizer.encode_batch(whole, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens left out."""

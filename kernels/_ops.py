@@ -32,11 +32,11 @@ _SCHEMAS = {
         "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, bool keep_sum)"
         " -> (Tensor sum, Tensor out)"
     ),
-    # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
     "add_layernorm_backward": (
         "(Tensor? grad_sum, Tensor grad_out, Tensor sum, Tensor weight, float eps)"
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
     ),
+    # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
     "attention": (
         "(Tensor qkv, Tensor? offsets, int max_length, bool causal)"
         " -> (Tensor out, Tensor logsumexp)"
@@ -231,6 +231,7 @@ class Room:
 
     @property
     def implementations(self) -> list[str]:
+        """All names, in order of preference; the reference is the last."""
         return [*self._dtypes, REFERENCE]
 
     def operator(self, implementation: str, name: str | None = None) -> Any:
@@ -256,6 +257,12 @@ class Room:
         """
         return self._choose(x.device, x.dtype, order, obstacles or {})
 
+    def dtype_of(self, model: torch.dtype) -> torch.dtype:
+        """That of its first tensor where the model is in `model`: one room takes pixels, another
+        scores, whatever the model's is."""
+        computed = {dtype for some in self._dtypes.values() for dtype in some}
+        return computed.pop() if len(computed) == 1 else model
+
     def explain(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """What `choose` would answer for a tensor on `device`, in words."""
         chosen = self._choose(device, dtype)
@@ -265,8 +272,7 @@ class Room:
             able = [n for n in self._dtypes if not self._obstacle(n, device, dtype)]
             why = "; ".join([_advantage(chosen), *(f"or {n}, by the call" for n in able[1:])])
         else:
-            obstacles = [f"{name}: {self._obstacle(name, device, dtype)}" for name in self._dtypes]
-            why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
+            why = "; ".join(f"{n}: {self._obstacle(n, device, dtype)}" for n in self._dtypes)
         return Choice(self.name, device.type, chosen, why)
 
     def _choose(
@@ -345,8 +351,8 @@ def use(implementation: str, *rooms: str) -> Iterator[None]:
 
 
 def choices(device: torch.device, dtype: torch.dtype) -> list[Choice]:
-    """What each room would run for tensors of `dtype` on `device`, and why."""
-    return [room.explain(device, dtype) for room in _rooms.values()]
+    """What each room would run for a model in `dtype` on `device`, and why."""
+    return [room.explain(device, room.dtype_of(dtype)) for room in _rooms.values()]
 
 
 def read_environment(value: str) -> None:

@@ -37,8 +37,8 @@ class BeamSearch:
         self.open = torch.zeros(slots, dtype=torch.bool, device=device)  # slots that go on
 
         self.tokens = torch.zeros(slots, k, width, dtype=torch.int64, device=device)
-        self.log_probs = torch.zeros(slots, k, width, device=device)
-        self.scores = torch.full((slots, k), _OUT, device=device)
+        self.log_probs = torch.zeros(slots, k, width, dtype=torch.float32, device=device)
+        self.scores = torch.full((slots, k), _OUT, dtype=torch.float32, device=device)
 
         self.ended_tokens = self.tokens.clone()
         self.ended_log_probs = self.log_probs.clone()
@@ -81,7 +81,7 @@ class BeamSearch:
 
         self._collect(slots, candidates, candidate_log_probs, best, ends, length)
 
-        live_scores, going_on = (best + ends * _OUT).topk(k)
+        live_scores, going_on = (best + ends.to(best.dtype) * _OUT).topk(k)
         self.scores[slots] = live_scores
         self.tokens[slots] = _select(candidates, going_on)
         self.log_probs[slots] = _select(candidate_log_probs, going_on)

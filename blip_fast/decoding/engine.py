@@ -13,22 +13,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from blip_fast.decoding.limit import Limit, attempt
+from blip_fast.decoding.limit import Limit, attempt, default_budget
 from blip_fast.decoding.options import SearchOptions
 from blip_fast.decoding.search import Written
 from blip_fast.decoding.slots import Request, Slots
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory, QuestionMemory
 from blip_fast.text import PackedText
 
 # Rows that are live at once. On a CPU, so many rows read a weight once (kernels/linear/config.py);
 # more would make no token cheaper.
-_MOST_ROWS = {"cpu": 32}
-_MOST_ROWS_ON_DEVICE = 512
-
-# Bytes of memories and caches, where nothing else is said.
-_BUDGET = {"cpu": 512 << 20}
-_SHARE_OF_DEVICE = 0.25
+_MOST_ROWS_ON_CPU, _MOST_ROWS_ON_DEVICE = 32, 512
 
 
 class Source(Protocol):
@@ -117,7 +113,7 @@ def _advance(
     """One step in slots that may have to be made first; no slots and a reason where none fit."""
 
     def work() -> tuple[Slots, list[tuple[Request, list[Written]]]]:
-        with torch.inference_mode():
+        with inference(model.device):
             slots = table or Slots(model, source.pairs, source.key_lengths, options, number)
             return slots, slots.advance(requests)
 
@@ -133,12 +129,9 @@ def default_slots(model: MED, options: SearchOptions, memory_bytes: int) -> int:
     """
     text, device = model.config.text, model.device
     row_bytes = 2 * text.depth * text.width * options.max_length * model.dtype.itemsize
-    if device.type == "cuda":
-        budget = int(_SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0])
-    else:
-        budget = _BUDGET["cpu"]
-    most = _MOST_ROWS.get(device.type, _MOST_ROWS_ON_DEVICE) // options.rows
-    return max(1, min(most, budget // (memory_bytes + options.rows * row_bytes)))
+    most = _MOST_ROWS_ON_CPU if device.type == "cpu" else _MOST_ROWS_ON_DEVICE
+    room = default_budget(device) // (memory_bytes + options.rows * row_bytes)
+    return max(1, min(most // options.rows, room))
 
 
 def generate(
@@ -166,7 +159,7 @@ def generate(
         ValueError: where a prompt leaves no room to write.
         torch.OutOfMemoryError: where memory does not suffice for one prompt alone.
     """
-    check_room(prompts, options)
+    check_room(model, prompts, options)
     sequences, memories = prompts.tolist(), index.tolist()
     seeds = seeds or [0] * len(sequences)
     requests = [
@@ -182,8 +175,14 @@ def generate(
     return results
 
 
-def check_room(prompts: PackedText, options: SearchOptions) -> None:
-    """Raise a ValueError where a prompt leaves no room to write."""
+def check_room(model: MED, prompts: PackedText, options: SearchOptions) -> None:
+    """Raise a ValueError where a prompt leaves no room to write, or the model has too few
+    positions."""
+    positions = model.config.text.max_positions
+    if options.max_length > positions:
+        raise ValueError(
+            f"max_length is {options.max_length}; the model has positions for {positions} tokens"
+        )
     if prompts.max_length >= options.max_length:
         raise ValueError(
             f"a prompt of {prompts.max_length} tokens ([DEC] included) leaves no room under "

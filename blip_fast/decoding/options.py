@@ -78,6 +78,7 @@ class SearchOptions:
 
     @property
     def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
         return self.top_p is not None
 
     @property

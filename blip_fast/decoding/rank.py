@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blip_fast.med.blip import MED
 from blip_fast.med.context import SelfCache, StepMemory, StepPast
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import QuestionMemory
 
 _TRAINING_LABEL_SMOOTHING = 0.1
@@ -55,7 +56,7 @@ class Candidates:
     def of(cls, sequences: Sequence[Sequence[int]]) -> Candidates:
         """Raises a ValueError where a sequence has no token behind its first."""
         if short := [i for i, ids in enumerate(sequences) if len(ids) < 2]:
-            raise ValueError(f"candidate {short[0]} holds {sequences[short[0]]}; it needs a token")
+            raise ValueError(f"candidate {short[0]} is {sequences[short[0]]}; it needs two tokens")
         length = max(len(ids) for ids in sequences)
         tokens = torch.zeros(len(sequences), length, dtype=torch.int64)
         nodes = torch.full((len(sequences), length - 1), _NONE)
@@ -82,7 +83,7 @@ def rank_candidates(
     k = min(k, len(candidates))
     together = max(1, _ROWS_PER_CALL // k)
     ranked: list[Ranked] = []
-    with torch.inference_mode():
+    with inference(model.device):
         for begin in range(0, len(memory), together):
             questions = torch.arange(begin, min(begin + together, len(memory)))
             ranked += _Forest(model, memory, candidates, k, questions).best()

@@ -36,6 +36,7 @@ class Written:
 
     @property
     def log_probability(self) -> float:
+        """That of the whole text, given its prompt: a natural logarithm."""
         return sum(self.token_log_probabilities)
 
 
@@ -89,12 +90,12 @@ class IndependentSearch:
         self.steer = Steering(options, end_id, device)
         shape = (slots * options.rows, options.max_length)
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.log_probs = torch.zeros(shape, device=device)
+        self.log_probs = torch.zeros(shape, dtype=torch.float32, device=device)
         self.lengths = torch.ones(shape[0], dtype=torch.int64, device=device)
         self.prompt_lengths = self.lengths.clone()
         self.live = torch.zeros(shape[0], dtype=torch.bool, device=device)
         # The random numbers of each row, in the order of its tokens.
-        self.uniform = torch.zeros(shape, device=device) if options.samples else None
+        self.uniform = torch.zeros_like(self.log_probs) if options.samples else None
 
     def admit(self, slots: Tensor, prompts: PackedText, seeds: Sequence[int]) -> None:
         each = self.options.rows
@@ -148,5 +149,6 @@ def _uniform(seeds: Sequence[int], options: SearchOptions) -> Tensor:
         for row in range(options.rows):
             digest = hashlib.blake2b(f"{seed}/{row}".encode(), digest_size=8).digest()
             generator.manual_seed(int.from_bytes(digest, "big") >> 1)
-            numbers.append(torch.rand(options.max_length, generator=generator))
+            uniform = torch.rand(options.max_length, generator=generator, dtype=torch.float32)
+            numbers.append(uniform)
     return torch.stack(numbers)

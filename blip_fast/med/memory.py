@@ -11,7 +11,7 @@ from torch import Tensor
 from blip_fast.med.transformer import TextTransformer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageMemory:
     """Images, seen once: all that captioning, matching and answering ever read of them.
 
@@ -28,8 +28,13 @@ class ImageMemory:
     def __len__(self) -> int:
         return self.pairs.shape[1]
 
+    def __repr__(self) -> str:
+        size = f"{len(self)} images of {self.pairs.shape[2]} tokens, {self.nbytes / 1e6:.1f} MB"
+        return f"ImageMemory({size}, {self.pairs.dtype} on {self.pairs.device})"
+
     @property
     def nbytes(self) -> int:
+        """Bytes of keys, values and feature."""
         return self.pairs.nbytes + (0 if self.feature is None else self.feature.nbytes)
 
     def to(self, device: torch.device | str) -> ImageMemory:

@@ -17,17 +17,18 @@ from blip_fast.decoding.rank import Candidates, rank_candidates
 from blip_fast.decoding.search import Written
 from blip_fast.images import ImageOptions, Picture, Status
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory, QuestionMemory
 from blip_fast.tasks.captions import Captions, Generated, Outcome
 from blip_fast.tasks.match import encode, grounded_token
-from blip_fast.tasks.views import Images, count, read_batches
+from blip_fast.tasks.views import ImageList, read_batches
 from blip_fast.text import Tokenizer
 
 
 def answer(
     model: MED,
     tokenizer: Tokenizer,
-    images: Images,
+    images: ImageList,
     questions: Sequence[str],
     candidates: Sequence[str] | None,
     k: int,
@@ -46,7 +47,7 @@ def answer(
         """Answer the questions at some places, about these pixels or the memory given."""
         places = [place for place, _ in part]
         asked = encode(tokenizer, [questions[i] for i in places], first, max_length)
-        with torch.inference_mode():
+        with inference(model.device):
             if isinstance(images, ImageMemory):
                 memory, index = images, torch.tensor(places, device=model.device)
             else:
@@ -59,7 +60,7 @@ def answer(
         return _rank(model, grounding, listed, k)
 
     failures: dict[int, Picture] = {}
-    outcomes = [Outcome(()) for _ in range(count(images))]
+    outcomes = [Outcome(()) for _ in range(len(images))]
     limit = Limit(model, "answers", batch_size)
     for batch in _batches(images, image_options, batch_size, failures):
         for part, texts, reason in in_parts(work, batch, limit):
@@ -75,7 +76,7 @@ def answer(
 
 
 def _batches(
-    images: Images, options: ImageOptions, size: int, failures: dict[int, Picture]
+    images: ImageList, options: ImageOptions, size: int, failures: dict[int, Picture]
 ) -> Iterator[list[tuple[int, Tensor | None]]]:
     """Places and pixels, or places alone where the images are seen already."""
     if isinstance(images, ImageMemory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,19 +11,24 @@ from torch.nn import functional as F
 
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
+from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.match import encode, warn_of_failures
-from blip_fast.tasks.views import Images, count, read_batches
+from blip_fast.tasks.views import read_batches
 from blip_fast.text import Tokenizer
+
+# Texts encoded at once: without an image they are short rows, so many fit.
+_TEXT_BATCH = 128
 
 
 def embed_images(
-    model: MED, images: Images, image_options: ImageOptions, batch_size: int
+    model: MED, images: Sequence[Any], image_options: ImageOptions, batch_size: int
 ) -> Tensor:
     """[N, E] float32 on the host; a row of NaN where an image cannot be read."""
-    features = torch.full((count(images), model.config.embed_width), torch.nan)
+    features = empty_features(len(images), model)
     failures: dict[int, Picture] = {}
     for places, pixels in read_batches(images, image_options, batch_size, failures):
-        with torch.inference_mode():
+        with inference(model.device):
             # The feature alone: nothing is projected for texts that will not come.
             tokens = model.vision(pixels.to(model.device))
             features[places] = model.image_feature(tokens).cpu()
@@ -30,19 +36,36 @@ def embed_images(
     return features
 
 
-def embed_texts(
-    model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int
-) -> Tensor:
+def embed_texts(model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Tensor:
     """[T, E] float32 on the host."""
-    features = torch.empty(len(texts), model.config.embed_width)
-    for start in range(0, len(texts), batch_size):
-        part = slice(start, start + batch_size)
+    features = empty_features(len(texts), model)
+    for start in range(0, len(texts), _TEXT_BATCH):
+        part = slice(start, start + _TEXT_BATCH)
         packed = encode(tokenizer, texts[part], "[CLS]", max_length).to(model.device)
-        with torch.inference_mode():
+        with inference(model.device):
             features[part] = model.text_feature(packed).cpu()
     return features
 
 
+def features_of(memory: ImageMemory) -> Tensor:
+    """The features [N, E] of images that were seen, on the host.
+
+    Raises:
+        ValueError: where they were seen by a model that has none.
+    """
+    if memory.feature is None:
+        raise ValueError(
+            "these images were seen by a model without ITC features; see them with this one"
+        )
+    return memory.feature.cpu()
+
+
+def empty_features(number: int, model: MED) -> Tensor:
+    """[N, E] float32 on the host: NaN until something is known."""
+    return torch.full((number, model.config.embed_width), torch.nan, dtype=torch.float32)
+
+
 def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Cosines [N, T] of normalised features."""
-    return F.linear(image_features, text_features)
+    with torch.autocast(image_features.device.type, enabled=False):
+        return F.linear(image_features, text_features)

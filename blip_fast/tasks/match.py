@@ -7,27 +7,32 @@ cheap and comparable across a collection (BLIP, section 3.1).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from blip_fast.decoding.pairs import over_pairs
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
-from blip_fast.tasks.views import Images, View, count, views
+from blip_fast.med.inference import inference
+from blip_fast.tasks.views import ImageList, View, views
 from blip_fast.text import First, PackedText, Tokenizer
 
 Score = Literal["probability", "logit", "logits"]
+
+# (image, text) indices: tuples, or the rows of an array or a tensor.
+Pairs: TypeAlias = Iterable[tuple[int, int]] | np.ndarray | Tensor
 
 
 def match(
     model: MED,
     tokenizer: Tokenizer,
-    images: Images,
+    images: ImageList,
     texts: Sequence[str],
-    pairs: Sequence[tuple[int, int]] | None,
+    pairs: Pairs | None,
     score: Score,
     max_length: int,
     image_options: ImageOptions,
@@ -37,10 +42,12 @@ def match(
 
     Images that no pair names are not looked at.
     """
-    number = count(images)
+    if score not in get_args(Score):
+        raise ValueError(f"score is {score!r}; it must be one of {', '.join(get_args(Score))}")
+    number = len(images)
     wanted = wanted_pairs(number, len(texts), pairs)
     packed = encode(tokenizer, texts, grounded_token(model), max_length)
-    both = torch.full((len(wanted), 2), torch.nan)
+    both = torch.full((len(wanted), 2), torch.nan, dtype=torch.float32)
     failures: dict[int, Picture] = {}
     named = sorted(set(wanted[:, 0].tolist()))
     sequences = packed.tolist()
@@ -71,8 +78,8 @@ def match_view(
         return model.match_logits(text.to(model.device), view.memory, rows.to(model.device))
 
     if not len(at):
-        return at, torch.empty(0, 2)
-    with torch.inference_mode():
+        return at, torch.empty(0, 2, dtype=torch.float32)
+    with inference(model.device):
         return at, over_pairs(model, logits, sequences, memory_rows, wanted[at, 1]).cpu()
 
 
@@ -83,15 +90,20 @@ def _as(score: Score, logits: Tensor) -> Tensor:
     return logits[:, 1] if score == "logit" else logits.softmax(1)[:, 1]
 
 
-def wanted_pairs(images: int, texts: int, pairs: Sequence[tuple[int, int]] | None) -> Tensor:
+def wanted_pairs(images: int, texts: int, pairs: Pairs | None) -> Tensor:
     """[P, 2] int64: the pairs named, or all of them, image by image.
 
     Raises:
-        ValueError: where a pair names an image or text that is not there.
+        ValueError: where a pair names an image or text that is not there, or is no pair.
     """
     if pairs is None:
         return torch.cartesian_prod(torch.arange(images), torch.arange(texts)).view(-1, 2)
-    wanted = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    rows = pairs if isinstance(pairs, (np.ndarray, Tensor)) else list(pairs)
+    if not len(rows):
+        return torch.empty(0, 2, dtype=torch.int64)
+    wanted = torch.as_tensor(rows, dtype=torch.int64, device="cpu")
+    if wanted.ndim != 2 or wanted.shape[1] != 2:
+        raise ValueError(f"pairs are {list(wanted.shape)}; each is an image and a text, [P, 2]")
     for column, number, name in ((0, images, "image"), (1, texts, "text")):
         outside = (wanted[:, column] < 0) | (wanted[:, column] >= number)
         if outside.any():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
+from blip_fast.decoding.limit import default_budget
 from blip_fast.decoding.options import DEFAULT_TOP_K, EarlyStopping, SearchOptions
 from blip_fast.images import ImageError, ImageOptions, Picture
 from blip_fast.med.blip import MED
@@ -19,11 +20,11 @@ from blip_fast.med.quantize import Quantize, is_quantized
 from blip_fast.med.weights import write_checkpoint
 from blip_fast.med.weights.write import Layout
 from blip_fast.tasks import answer, caption, compare, embed, match, retrieve
-from blip_fast.tasks.arguments import for_each, same_number, texts_of
+from blip_fast.tasks import arguments as given
 from blip_fast.tasks.captions import Captions, Outcome
-from blip_fast.tasks.match import Score
+from blip_fast.tasks.match import Pairs, Score
 from blip_fast.tasks.retrieve import RankBy, Retrieval
-from blip_fast.tasks.views import Images, as_list, count, default_budget, views, within
+from blip_fast.tasks.views import Images, listed, views
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -32,9 +33,6 @@ DEFAULT_PROMPT = "a picture of "
 # Images whose memory is held at once: 8 of a base model take 170 MB in bf16.
 _CPU_BATCH, _DEVICE_BATCH = 8, 64
 
-# Texts encoded at once where there is no image: short rows, so many fit.
-_TEXT_BATCH = 128
-
 
 @dataclass(frozen=True)
 class Blip:
@@ -42,7 +40,8 @@ class Blip:
 
     Wherever a method takes `images`, it takes one image or many (paths, URLs, bytes, PIL images,
     arrays, tensors) or the `ImageMemory` that `see` made of them. An image that cannot be read
-    never costs its neighbours their result: its own is a status, or NaN with a warning.
+    never costs its neighbours their result: its own is a status, or NaN with a warning. A method
+    that the checkpoint has no parts for raises a ValueError that says which checkpoint has.
 
     Attributes:
         med: the network.
@@ -92,15 +91,15 @@ class Blip:
                 methods go on without them.
         """
         failures: dict[int, Picture] = {}
-        batch_size = batch_size or self._batch_size
-        batches = views(self.med, images, self.image_options, batch_size, failures)
+        images = listed(images)
+        batches = views(self.med, images, self.image_options, self._at_once(batch_size), failures)
         seen = [view.memory for view in batches]
         if failures:
             first = next(iter(failures.values()))
-            listed = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
+            named = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
             raise ImageError(
                 first.status,
-                f"{len(failures)} of {count(images)} images cannot be read: {listed}. Leave them "
+                f"{len(failures)} of {len(images)} images cannot be read: {named}. Leave them "
                 "out, or call caption or match with the images themselves",
             )
         if not seen:
@@ -187,32 +186,27 @@ class Blip:
             search: the other settings of `SearchOptions`.
         """
         self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
-        for name, number in (("batch_size", batch_size), ("slots", slots)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
-        phrases = self.tokenizer.encode_phrases(forbidden)
+        phrases = self.tokenizer.encode_phrases(given.texts_of(forbidden))
         options = SearchOptions(num_texts=num_captions, forbidden=phrases, **search)
-        total = count(images)
-        seeds = range(seed, seed + total) if isinstance(seed, int) else seed
-        same_number("seeds", len(seeds), total)
+        images = listed(images)
         return caption.caption(
             self.med,
             self.tokenizer,
             images,
-            for_each("prompts", prompt, total),
+            given.for_each("prompts", prompt, len(images)),
             options,
-            seeds,
+            given.seeds_of(seed, len(images)),
             keep_prompt,
             self.image_options,
-            batch_size or self._batch_size,
-            slots or batch_size,
+            self._at_once(batch_size),
+            batch_size if slots is None else given.positive("slots", slots, 1),
         )
 
     def match(
         self,
         images: Images,
         texts: str | Sequence[str],
-        pairs: Sequence[tuple[int, int]] | None = None,
+        pairs: Pairs | None = None,
         *,
         score: Score = "probability",
         max_length: int | None = None,
@@ -239,13 +233,13 @@ class Blip:
         return match.match(
             self.med,
             self.tokenizer,
-            images,
-            texts_of(texts),
+            listed(images),
+            given.texts_of(texts),
             pairs,
             score,
-            max_length or self.config.text.max_positions,
+            self._cut_to(max_length),
             self.image_options,
-            self._batch_within(memory_budget) if memory_budget else batch_size or self._batch_size,
+            self._at_once(batch_size) if memory_budget is None else self._within(memory_budget),
         )
 
     def retrieve(
@@ -280,14 +274,14 @@ class Blip:
         return retrieve.retrieve(
             self.med,
             self.tokenizer,
-            images,
-            texts_of(texts),
+            listed(images),
+            given.texts_of(texts),
             k,
             rank_by,
-            max_length or self.config.text.max_positions,
+            self._cut_to(max_length),
             self.image_options,
-            batch_size or self._batch_size,
-            memory_budget or default_budget(self.device),
+            self._at_once(batch_size),
+            given.positive("memory_budget", memory_budget, default_budget(self.device)),
         )
 
     def similarity(
@@ -308,17 +302,16 @@ class Blip:
         """Normalised ITC features [N, E], float32 on the host; comparable with those of texts."""
         self._require(self.config.has_matching, "embed", "matching")
         if isinstance(images, ImageMemory):
-            assert images.feature is not None
-            return images.feature.cpu()
-        return embed.embed_images(
-            self.med, images, self.image_options, batch_size or self._batch_size
-        )
+            return embed.features_of(images)
+        several: Any = listed(images)  # no memory
+        batch_size = self._at_once(batch_size)
+        return embed.embed_images(self.med, several, self.image_options, batch_size)
 
     def embed_texts(self, texts: str | Sequence[str], *, max_length: int | None = None) -> Tensor:
         """Normalised ITC features [T, E], float32 on the host."""
         self._require(self.config.has_matching, "embed", "matching")
-        max_length = max_length or self.config.text.max_positions
-        return embed.embed_texts(self.med, self.tokenizer, texts_of(texts), max_length, _TEXT_BATCH)
+        several, max_length = given.texts_of(texts), self._cut_to(max_length)
+        return embed.embed_texts(self.med, self.tokenizer, several, max_length)
 
     def answer(
         self,
@@ -342,19 +335,21 @@ class Blip:
             num_beams, max_length, min_length: of written answers; see `SearchOptions`.
         """
         self._require(self.config.kind == "vqa", "answer", "VQA")
-        if candidates is not None and not candidates:
+        choices = None if candidates is None else given.texts_of(candidates)
+        if choices == []:
             raise ValueError("candidates is empty; give some, or None to have answers written")
+        images = listed(images)
         return answer.answer(
             self.med,
             self.tokenizer,
             images,
-            for_each("questions", questions, count(images)),
-            candidates,
-            k,
+            given.for_each("questions", questions, len(images)),
+            choices,
+            given.positive("k", k, 1),
             SearchOptions(num_beams=num_beams, max_length=max_length, min_length=min_length),
-            max_question_length or self.config.text.max_positions,
+            self._cut_to(max_question_length, "max_question_length"),
             self.image_options,
-            batch_size or self._batch_size,
+            self._at_once(batch_size),
         )
 
     def compare(
@@ -368,29 +363,33 @@ class Blip:
     ) -> Tensor:
         """NLVR2: the probability that each sentence is true of its pair of images, [N] float32."""
         self._require(self.config.kind == "nlvr", "compare", "NLVR2")
-        lefts, rights = as_list(left), as_list(right)
-        same_number("right images", len(rights), len(lefts))
+        lefts, rights = listed(left), listed(right)
+        given.same_number("right images", len(rights), len(lefts))
         return compare.compare(
             self.med,
             self.tokenizer,
             lefts,
             rights,
-            for_each("sentences", sentences, len(lefts)),
-            max_length or self.config.text.max_positions,
+            given.for_each("sentences", sentences, len(lefts)),
+            self._cut_to(max_length),
             self.image_options,
-            batch_size or self._batch_size,
+            self._at_once(batch_size),
         )
 
     def save(self, folder: str | Path, layout: Layout = "blip_fast") -> Path:
         """Write the checkpoint; see `blip_fast.med.weights.write_checkpoint`."""
         return write_checkpoint(self.med, self.tokenizer, Path(folder), layout)
 
-    @property
-    def _batch_size(self) -> int:
-        return _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+    def _at_once(self, batch_size: int | None) -> int:
+        default = _CPU_BATCH if self.device.type == "cpu" else _DEVICE_BATCH
+        return given.positive("batch_size", batch_size, default)
 
-    def _batch_within(self, budget: int) -> int:
-        return within(budget, self.med, self.image_size)
+    def _within(self, budget: int) -> int:
+        budget = given.positive("memory_budget", budget, 1)
+        return max(1, budget // self.med.memory_bytes(self.image_size))
+
+    def _cut_to(self, length: int | None, name: str = "max_length") -> int:
+        return given.text_length(name, length, self.config.text.max_positions)
 
     def _require(self, able: bool, verb: str, kind: str) -> None:
         if not able:

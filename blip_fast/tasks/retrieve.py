@@ -12,21 +12,20 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
-from blip_fast.tasks.embed import embed_texts
+from blip_fast.tasks.embed import embed_texts, empty_features, features_of, similarity
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
-from blip_fast.tasks.views import Images, View, count, in_batches, views, within
+from blip_fast.tasks.views import ImageList, View, in_batches, views
 from blip_fast.text import Tokenizer
 
 # "itm+itc" is the published one: the logit of a match plus the cosine.
 RankBy = Literal["itm+itc", "itm", "itc"]
 
 _IMAGES_PER_PART = 1024  # of the similarities held at once
-_TEXT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Retrieval:
 def retrieve(
     model: MED,
     tokenizer: Tokenizer,
-    images: Images,
+    images: ImageList,
     texts: Sequence[str],
     k: int,
     rank_by: RankBy,
@@ -74,20 +73,21 @@ def retrieve(
             f"k is {k}, rank_by is {rank_by!r}; k must be at least 1, rank_by one of "
             f"{', '.join(get_args(RankBy))}"
         )
-    if not count(images) or not len(texts):
-        raise ValueError(f"there are {count(images)} images and {len(texts)} texts")
+    if not len(images) or not len(texts):
+        raise ValueError(f"there is nothing to rank: {len(images)} images and {len(texts)} texts")
     failures: dict[int, Picture] = {}
     looked = _FirstLook(model, images, image_options, batch_size, budget // 2, failures)
     warn_of_failures(failures)
-    written = embed_texts(model, tokenizer, texts, max_length, _TEXT_BATCH)
+    written = embed_texts(model, tokenizer, texts, max_length)
     found = candidates(looked.features, written, k)
     if rank_by == "itc":
         return found
     pairs = _joined(found)
     sequences = encode(tokenizer, texts, grounded_token(model), max_length).tolist()
-    logits = torch.full((len(pairs),), -torch.inf)
+    logits = torch.full((len(pairs),), -torch.inf, dtype=torch.float32)
     wanted = sorted(set(pairs[:, 0].tolist()))
-    for view in looked.again(wanted, within(budget // 2, model, image_options.size)):
+    together = max(1, budget // 2 // model.memory_bytes(image_options.size))
+    for view in looked.again(wanted, together):
         at, both = match_view(model, view, sequences, pairs)
         logits[at] = both[:, 1]
         del view  # or its memory would be held while the next is made
@@ -109,12 +109,12 @@ def candidates(image_features: Tensor, text_features: Tensor, k: int) -> Retriev
     """
     readable = image_features.isfinite().all(1)
     queries, number = len(text_features), len(image_features)
-    best = torch.full((queries, 0), -torch.inf)
+    best = torch.full((queries, 0), -torch.inf, dtype=torch.float32)
     where = torch.empty(queries, 0, dtype=torch.int64)
     of_images: list[tuple[Tensor, Tensor]] = []
     for start in range(0, number, _IMAGES_PER_PART):
         part = slice(start, start + _IMAGES_PER_PART)
-        cosines = F.linear(image_features[part], text_features)
+        cosines = similarity(image_features[part], text_features)
         cosines[~readable[part]] = -torch.inf
         of_images.append(_nearest(cosines, k))
         places = torch.arange(start, start + len(cosines)).expand(queries, -1)
@@ -134,7 +134,7 @@ class _FirstLook:
     def __init__(
         self,
         model: MED,
-        images: Images,
+        images: ImageList,
         options: ImageOptions,
         batch_size: int,
         budget: int,
@@ -142,14 +142,13 @@ class _FirstLook:
     ) -> None:
         self._model, self._images, self._options = model, images, options
         self._kept: dict[int, Tensor] = {}
-        self.features = torch.full((count(images), model.config.embed_width), torch.nan)
+        self.features = empty_features(len(images), model)
         if isinstance(images, ImageMemory):
-            assert images.feature is not None
-            self.features = images.feature.cpu()
+            self.features = features_of(images)
             return
 
         def look(part: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-            with torch.inference_mode():
+            with inference(model.device):
                 tokens = model.vision(torch.stack([p for _, p in part]).to(model.device))
                 return tokens, model.image_feature(tokens).cpu()
 
@@ -164,12 +163,13 @@ class _FirstLook:
         kept = [place for place in places if place in self._kept]
         for start in range(0, len(kept), batch_size):
             some = kept[start : start + batch_size]
-            with torch.inference_mode():
+            with inference(self._model.device):
                 tokens = torch.stack([self._kept.pop(place) for place in some])
                 memory = self._model.memory_of(tokens)
             yield View(some, memory, torch.arange(len(some), device=self._model.device))
             del tokens, memory
-        rest = [place for place in places if place not in set(kept)]
+        held = set(kept)
+        rest = [place for place in places if place not in held]
         # What could be read once is named where it now cannot: its score stays minus infinity.
         failures: dict[int, Picture] = {}
         yield from views(self._model, self._images, self._options, batch_size, failures, rest)

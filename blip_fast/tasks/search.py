@@ -121,7 +121,7 @@ def _exactly(index: FeatureIndex, vector: np.ndarray, number: int) -> tuple[Any,
     for start in range(0, len(index.features), _PART):
         part = torch.from_numpy(np.array(index.features[start : start + _PART]))
         parts.append((part @ query).nan_to_num(nan=-torch.inf))
-    cosines = torch.cat(parts) if parts else torch.empty(0)
+    cosines = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float32)
     values, places = cosines.sort(descending=True, stable=True)
     kept = int((values[:number] > -torch.inf).sum())
     return values[:kept].numpy(), places[:kept].numpy()
@@ -129,7 +129,7 @@ def _exactly(index: FeatureIndex, vector: np.ndarray, number: int) -> tuple[Any,
 
 def _with_faiss(index: FeatureIndex, vector: np.ndarray, number: int) -> tuple[Any, Any]:
     if importlib.util.find_spec("faiss") is None:
-        raise ValueError("FAISS is not installed; pip install 'blip-fast[search]', or exact search")
+        raise ValueError("FAISS is not installed; pip install 'blip-fast[search]', or take 'exact'")
     import faiss
 
     inverted = _inverted_file(faiss, index)

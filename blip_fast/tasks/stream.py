@@ -17,6 +17,7 @@ from blip_fast.decoding.limit import Limit, attempt
 from blip_fast.decoding.slots import Request
 from blip_fast.images import Picture, Status, stack
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 
 # Images that are seen before a slot is free for them, as a share of the slots.
 _AHEAD = 0.25
@@ -110,7 +111,7 @@ class ImageStream:
 
     def _see(self, batch: list[tuple[int, Picture]]) -> None:
         pixels = stack([picture for _, picture in batch]).to(self._model.device)
-        with torch.inference_mode():
+        with inference(self._model.device):
             self._make_room(pixels.shape[-1])
             if len(batch) > len(self._vacant):
                 raise MemoryError(f"there is room for the memories of {self._rows} images only")

@@ -7,20 +7,29 @@ neighbours nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import IOBase
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from blip_fast.decoding.limit import Limit, in_parts
 from blip_fast.images import ImageOptions, Picture, Status, name_of, read_pictures, stack
 from blip_fast.med.blip import MED
+from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
 
 # One image or many: path, URL, bytes, PIL image, array or tensor; or what `see` made of them.
 Images: TypeAlias = Any
+
+# The same as `listed` leaves it: counted, and gone through as often as need be.
+ImageList: TypeAlias = ImageMemory | Sequence[Any]
+
+# What is one image, or is told to be none, although it can be gone through.
+_ONE = (str, bytes, bytearray, memoryview, Mapping, IOBase)
 
 T = TypeVar("T")
 
@@ -40,24 +49,24 @@ class View:
     index: Tensor
 
 
-def as_list(images: Images) -> Sequence[Any]:
-    """The images of a call as a sequence; a batch tensor is one of its rows."""
-    if isinstance(images, Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+def listed(images: Images) -> ImageList:
+    """The images of a call in a list of their own, or their memory.
+
+    A batch [N, ...] of pixels is N images; an array of names or objects is a list of them.
+    """
+    if isinstance(images, ImageMemory):
         return images
-    if isinstance(images, Iterator):
+    if isinstance(images, (Tensor, np.ndarray)):
+        pixels = isinstance(images, Tensor) or images.dtype.kind not in "OSU"
+        return [images] if pixels and images.ndim != 4 else list(images)
+    if isinstance(images, Iterable) and not isinstance(images, _ONE):
         return list(images)
     return [images]
 
 
-def count(images: Images) -> int:
-    return len(images) if isinstance(images, ImageMemory) else len(as_list(images))
-
-
 def views(
     model: MED,
-    images: Images,
+    images: ImageList,
     options: ImageOptions,
     batch_size: int,
     failures: dict[int, Picture],
@@ -78,7 +87,7 @@ def views(
         return
 
     def see(part: Sequence[tuple[int, Tensor]]) -> ImageMemory:
-        with torch.inference_mode():
+        with inference(model.device):
             return model.see(torch.stack([pixels for _, pixels in part]).to(model.device))
 
     for places, memory in in_batches(model, see, images, options, batch_size, failures, chosen):
@@ -89,7 +98,7 @@ def views(
 def in_batches(
     model: MED,
     work: Callable[[Sequence[tuple[int, Tensor]]], T],
-    images: Images,
+    images: Sequence[Any],
     options: ImageOptions,
     batch_size: int,
     failures: dict[int, Picture],
@@ -100,13 +109,13 @@ def in_batches(
     Args:
         failures, chosen: as of `views`.
     """
-    listed, limit = as_list(images), Limit(model, "views", batch_size)
-    for places, pixels in read_batches(listed, options, batch_size, failures, chosen):
+    limit = Limit(model, "views", batch_size)
+    for places, pixels in read_batches(images, options, batch_size, failures, chosen):
         batch = list(zip(places, pixels, strict=True))
         for part, made, reason in in_parts(work, batch, limit):
             seen = [place for place, _ in part]
             if made is None:
-                failures[seen[0]] = _too_large(listed[seen[0]], seen[0], reason)
+                failures[seen[0]] = _too_large(images[seen[0]], seen[0], reason)
                 continue
             yield seen, made
             del made
@@ -118,7 +127,7 @@ def _too_large(image: Any, place: int, reason: str) -> Picture:
 
 
 def read_batches(
-    images: Images,
+    images: Sequence[Any],
     options: ImageOptions,
     batch_size: int,
     failures: dict[int, Picture],
@@ -126,12 +135,11 @@ def read_batches(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Places and pixels [n, 3, S, S] of the images that can be read; the others to `failures`."""
     batch: list[tuple[int, Picture]] = []
-    listed = as_list(images)
-    places = range(len(listed)) if chosen is None else chosen
-    pictures = read_pictures([listed[place] for place in places], options)
+    places = range(len(images)) if chosen is None else chosen
+    pictures = read_pictures([images[place] for place in places], options)
     for place, picture in zip(places, pictures, strict=True):
         if picture.pixels is None:
-            failures[place] = replace(picture, name=name_of(listed[place], place))
+            failures[place] = replace(picture, name=name_of(images[place], place))
             continue
         batch.append((place, picture))
         if len(batch) == batch_size:
@@ -139,23 +147,6 @@ def read_batches(
             batch = []
     if batch:
         yield _stacked(batch)
-
-
-def default_budget(device: torch.device) -> int:
-    """Bytes of memories that may be held at once where nothing else is said."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    return 512 << 20
-
-
-def within(budget: int, model: MED, image_size: int) -> int:
-    """How many images' memories a budget in bytes holds; one at least.
-
-    Args:
-        image_size: in pixels.
-    """
-    text, tokens = model.config.text, 1 + (image_size // model.config.vision.patch_size) ** 2
-    return max(1, budget // (text.depth * tokens * 2 * text.width * model.dtype.itemsize))
 
 
 def _stacked(batch: list[tuple[int, Picture]]) -> tuple[list[int], Tensor]:

@@ -64,7 +64,8 @@ def draw(image_weights: Tensor, text_weights: Tensor) -> Negatives:
         image_weights: [B, C], of images as negatives for each text.
         text_weights: [B, C], of texts as negatives for each image.
     """
-    weights = torch.cat([image_weights, text_weights])
+    # Of features that are not finite nothing can be drawn; their losses say so a little later.
+    weights = torch.cat([image_weights, text_weights]).nan_to_num(0)
     has = weights.sum(1) > 0
     # A row of zeros cannot be drawn from. What it gives instead is void.
     drawn = torch.multinomial(weights + ~has[:, None], 1)[:, 0]

@@ -49,6 +49,9 @@ class Batches(Protocol):
     @property
     def skipped(self) -> Mapping[str, int]: ...
 
+    @property
+    def first_skipped(self) -> Mapping[str, str]: ...
+
     def steps(self, epoch: int, start: int = 0) -> int: ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
@@ -140,6 +143,7 @@ class _Run:
         self.recipe, self.loader, self.tokenizer, self.device = recipe, loader, tokenizer, device
         self.stop, self.stopping, self.say = stop, False, say
         self.losses: dict[str, float] = {}
+        self.told: set[str] = set()  # kinds of bad samples
         self.folder, self.checkpoints = output / "model", output / "checkpoints"
         self.objective = objective.to(device).train()
         if recipe.freeze_vision:
@@ -242,12 +246,13 @@ class _Run:
         norm = self._clip()
         progress.step += 1
         progress.consumed += self.per_step
+        self._tell_skipped()
         skipped = sum(self.loader.skipped.values())
         self.vigil.report(progress.step, rate, losses, keys, norm, self.stop.asked, skipped)
+        self.watch.measure(self.per_step, self.flops.total - flops, waited)
         self._look()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.watch.measure(self.per_step, self.flops.total - flops, waited)
         if progress.step % recipe.log_steps == 0:
             give_back()
 
@@ -259,9 +264,17 @@ class _Run:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_grad_norm, norm)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
+    def _tell_skipped(self) -> None:
+        """Say of the first bad sample of each kind what is wrong; the log counts them all."""
+        for status, reason in dict(self.loader.first_skipped).items():
+            if status not in self.told:
+                self.told.add(status)
+                self.say(f"a bad sample is replaced by another, {status}: {reason}")
+
     def _look(self, at_all: bool = False) -> None:
+        last = min(self.last_step, self.recipe.max_steps or self.last_step)
         for seen in self.vigil.look(at_all):
-            self.watch.add(seen, self.progress.epoch, self.last_step)
+            self.watch.add(seen, self.progress.epoch, last)
             self.losses = seen.losses
             self.stopping |= seen.stop
 

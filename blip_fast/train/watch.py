@@ -108,7 +108,7 @@ class Watch:
         """Take in a step, and write a line where one is due.
 
         Args:
-            of: the last step of the epoch.
+            of: the last step of the epoch, or of the run.
         """
         values = {
             "loss": sum(seen.losses.values()),
@@ -170,11 +170,12 @@ def _line(record: Mapping[str, Any], of: int) -> str:
         for name, value in record.items()
         if name.startswith("loss")
     ]
+    bad = f"  bad samples {record['skipped']}" if record["skipped"] else ""
     return (
         f"epoch {record['epoch']}  step {record['step']}/{of}  {'  '.join(parts)}  "
         f"lr {record['lr']:.2e}  {record['images_per_second']:.1f} images/s  "
         f"MFU {record['mfu']:.1%}  memory {record['peak_memory_bytes'] / 1e9:.2f} GB  "
-        f"waiting for data {record['data_wait']:.1%}"
+        f"waiting for data {record['data_wait']:.1%}{bad}"
     )
 
 

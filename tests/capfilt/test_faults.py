@@ -151,7 +151,7 @@ def test_a_folder_that_disappears(source: Path, tmp_path: Path, stub: Any, clean
         return opening(shard)
 
     web.open = take_away  # type: ignore[method-assign]
-    with pytest.raises(FileNotFoundError, match="the folder .* has gone"):
+    with pytest.raises(FileNotFoundError, match="the folder .* is gone"):
         run_capfilt(web, tmp_path / "out", model, model, OPTIONS)
     assert set(committed(tmp_path / "out")) <= {"00000", "00001"}
     away.rename(source)

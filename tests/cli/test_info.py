@@ -33,3 +33,13 @@ def test_default_dtype_comes_with_its_reason(run: Any) -> None:
     device = default_device()
     name = str(default_dtype(device)).removeprefix("torch.")
     assert f"{name} on {device.type}: " in run("info")[1]
+
+
+def test_rooms_of_one_dtype_are_asked_for_that() -> None:
+    """Pixels are uint8 and scores float32, whatever the model is in."""
+    cpu = torch.device("cpu")
+    in_float32, in_bfloat16 = choices(cpu, torch.float32), choices(cpu, torch.bfloat16)
+    for room in ("patchify", "sample"):
+        (first,) = (choice for choice in in_float32 if choice.room == room)
+        (second,) = (choice for choice in in_bfloat16 if choice.room == room)
+        assert first == second and "not bfloat16" not in second.why

@@ -41,3 +41,9 @@ def test_an_item_without_any_negative_is_void_and_costs_the_others_nothing() -> 
     assert drawn.has_image.tolist() == [True, False, True]
     assert drawn.has_text.all()
     assert drawn.images[0] == 1 and drawn.images[2] == 0
+
+
+def test_a_row_that_is_not_finite_is_void_and_stops_nothing() -> None:
+    weights = torch.tensor([[0.0, torch.nan], [1.0, 0.0]])
+    drawn = draw(weights, weights)
+    assert drawn.has_image.tolist() == drawn.has_text.tolist() == [False, True]

@@ -204,7 +204,7 @@ def test_progress_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     train_here(tmp_path, max_steps=2, log_steps=2)
     line = capsys.readouterr().out.strip()
     pattern = (
-        r"epoch 0  step 2/6  loss [\d.]+  lm [\d.]+  lr 5.01e-04  [\d.]+ images/s  MFU [\d.]+%  "
+        r"epoch 0  step 2/2  loss [\d.]+  lm [\d.]+  lr 5.01e-04  [\d.]+ images/s  MFU [\d.]+%  "
         r"memory [\d.]+ GB  waiting for data [\d.]+%"
     )
     assert re.fullmatch(pattern, line), line

@@ -17,6 +17,7 @@ import blip_fast
 from blip_fast.text import Tokenizer
 from blip_fast.train.recipe import build_recipe
 from blip_fast.train.run import run
+from blip_fast.train.vigil import NonFinite
 
 CAPTIONS = ["a red dog", "two blue car", "the cat on a table", "a house in the street", "a bird"]
 SMALL = {"width": 64, "depth": 1, "heads": 1, "mlp_width": 128}
@@ -92,6 +93,10 @@ def test_pretraining_from_a_manifest_and_rotating_shards(data: Path, tmp_path: P
     steps = [line for line in lines(tmp_path) if "loss_itc" in line]
     assert [line["step"] for line in steps] == list(range(1, 10))
     assert steps[-1]["skipped"] >= 3  # the broken picture, once an epoch
+    (bad,) = (line for line in said if "bad sample is replaced" in line)  # said once
+    assert "failed_to_decode" in bad and "3.png" in bad
+    assert said[-1].endswith(f"bad samples {steps[-1]['skipped']}")
+    assert steps[0]["images_per_second"] > 0 and all(step["data_wait"] <= 1 for step in steps)
     model = blip_fast.load(tmp_path / "model", dtype="float32", device="cpu")
     assert model.config.kind == "pretrain"
     assert model.caption(data / "0.png", max_length=8, min_length=2).texts[0]
@@ -140,3 +145,10 @@ def test_a_recipe_without_data_says_so(data: Path, tmp_path: Path) -> None:
         run(recipe(data, train_file=[]), tmp_path, print)
     with pytest.raises(ValueError, match="has no .json, .jsonl, .tar, .parquet"):
         run(recipe(data, laion_path=str(tmp_path)), tmp_path, print)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+def test_a_run_that_diverges_names_the_step(data: Path, tmp_path: Path, task: str) -> None:
+    settings = recipe(data, task, init_lr=1e30, warmup_lr=1e30, clip_grad_norm=None)
+    with pytest.raises(NonFinite, match="^step 2: "):
+        run(settings, tmp_path, lambda line: None)

@@ -49,6 +49,7 @@ def test_lines(tmp_path: Path) -> None:
     rates = first["images_per_second"] / first["mfu"]
     assert rates == pytest.approx(16 / (2e9 / 1e12))
     assert len(lines) == 2 and "step 2/4  loss 1.3750  lm 0.3750  itm 1.0000" in lines[0]
+    assert lines[0].endswith("bad samples 3")
 
 
 def test_resumed_log_has_no_step_twice(tmp_path: Path) -> None:
