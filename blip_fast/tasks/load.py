@@ -153,18 +153,6 @@ _DTYPES = {
 }
 
 
-def _as_device(device: torch.device | str) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here: {reason}; leave it out for the default"
-        ) from error
-    return found
-
-
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Raises a ValueError where it is none that the kernels compute in."""
     for name, known in _DTYPES.items():
