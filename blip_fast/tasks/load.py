@@ -154,6 +154,7 @@ _DTYPES = {
 
 
 def _as_device(device: torch.device | str) -> torch.device:
+    """Raises a ValueError where there is no such device here."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -171,20 +172,3 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
         if dtype in (name, known):
             return known
     raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-
-
-def _as_device(device: torch.device | str) -> torch.device:
-    """Raises a ValueError where there is no such device here."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device is {device!r}; it must be as 'cpu', 'cuda' or 'cuda:1'"
-        ) from error
-    number = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= number:
-        raise ValueError(
-            f"device is {str(device)!r}, and torch {torch.__version__} sees {number} GPUs; give "
-            "'cpu', or install a build of torch for CUDA where there is a GPU"
-        )
-    return found
