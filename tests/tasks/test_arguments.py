@@ -176,7 +176,7 @@ def test_half_a_character_costs_neither_its_text_nor_its_neighbours() -> None:
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", 99])
 def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
-    with pytest.raises(ValueError, match="device is"):
+    with pytest.raises(ValueError, match="device .* cannot be used here"):
         blip_fast.load("scenes", device=device)
 
 
