@@ -123,7 +123,7 @@ def totals(
     """Add up the shards that are done.
 
     Args:
-        undone: those that are left undone, with the reason; damages of the source, too.
+        undone: those that are left undone, with the reason; among the losses, without a byte.
     """
     sums: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
@@ -160,7 +160,7 @@ def totals(
         "status_dict": dict(sorted(statuses.items())),
         "texts": {source: _with_share(own) for source, own in texts.items()},
         "lost": sums["lost"],
-        "damages": sums["damages"] + len(missing),
+        "damages": sums["damages"],
         "losses": losses,
         "start_time": _utc(min(started, default=0.0)),
         "end_time": _utc(max(ended, default=0.0)),

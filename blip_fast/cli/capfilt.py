@@ -284,7 +284,8 @@ def _report(summary: CapFiltSummary) -> None:
         places = "1 place" if stats["damages"] == 1 else f"{stats['damages']} places"
         lost = f", {stats['lost']} samples are lost" if stats["lost"] else ""
         print(f"the source is damaged in {places}{lost}", file=sys.stderr)
-        for loss in stats["losses"][:_LISTED]:
+        within = [loss for loss in stats["losses"] if loss["offset"] is not None]
+        for loss in within[:_LISTED]:
             print(f"  shard {loss['shard']} {place_of(loss)}", file=sys.stderr)
         if stats["damages"] > _LISTED:
             print(f"  and {stats['damages'] - _LISTED} more", file=sys.stderr)
@@ -300,13 +301,12 @@ def _report(summary: CapFiltSummary) -> None:
         return
     print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)
     if summary.undone:
-        names = sorted(summary.undone)
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        print(
-            f"{len(names)} left undone: {', '.join(names[:_LISTED])}{more}. The same command tries "
-            "again",
-            file=sys.stderr,
-        )
+        undone = len(summary.undone)
+        print(f"{undone} left undone; the same command tries again", file=sys.stderr)
+        for name in sorted(summary.undone)[:_LISTED]:
+            print(f"  {summary.undone[name]}", file=sys.stderr)
+        if undone > _LISTED:
+            print(f"  and {undone - _LISTED} more", file=sys.stderr)
     for owner in sorted(set(summary.held.values())):
         shards = [name for name, other in summary.held.items() if other == owner]
         print(f"{owner} is at work on {', '.join(sorted(shards))}", file=sys.stderr)
