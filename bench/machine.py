@@ -59,6 +59,7 @@ def machine_kind(device: torch.device) -> str:
 
 
 def model_name(device: torch.device) -> str:
+    """What the maker calls the processor or GPU."""
     if device.type == "cpu":
         return cpuinfo().get("model name") or platform.processor() or platform.machine()
     return torch.cuda.get_device_name(device)

@@ -1,5 +1,5 @@
 """`python -m blip_fast` is `blip-fast`."""
 
-from blip_fast.cli import main
+from blip_fast.cli import program
 
-raise SystemExit(main())
+program()

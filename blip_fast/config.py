@@ -63,8 +63,12 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Image tokens at the training size: the class token and one token a patch."""
-        return 1 + self.grid**2
+        """Image tokens at the training size."""
+        return self.tokens_at(self.image_size)
+
+    def tokens_at(self, image_size: int) -> int:
+        """Image tokens of a square of `image_size` pixels: the class token and one a patch."""
+        return 1 + (image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,12 @@ class BlipConfig:
 
     @property
     def has_encoder(self) -> bool:
+        """Whether there is a text encoder."""
         return self.kind != "caption"
 
     @property
     def has_decoder(self) -> bool:
+        """Whether there is a text decoder with its language model head."""
         return self.kind in ("pretrain", "caption", "vqa")
 
     @property
@@ -142,12 +148,8 @@ class BlipConfig:
         """Whether decoder and encoder share all but self-attention (BLIP, section 3.1)."""
         return self.kind == "pretrain"
 
-    @property
-    def grounded_id(self) -> int:
-        """The token at position 0 of an image-grounded text."""
-        return self.text.cls_id if self.compat == "transformers" else self.text.enc_id
-
     def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -106,7 +106,7 @@ def pack(sequences: Sequence[Sequence[int]], truncated: Sequence[bool] = ()) -> 
     """
     lengths = [len(s) for s in sequences]
     if 0 in lengths:
-        raise ValueError(f"sequence {lengths.index(0)} holds no token; each needs its first one")
+        raise ValueError(f"sequence {lengths.index(0)} is empty; each needs a first token")
     sizes = torch.tensor(lengths, dtype=torch.int64)
     places = [torch.arange(n) for n in lengths]
     return PackedText(
@@ -172,12 +172,14 @@ class Tokenizer:
         return cls(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
 
     def write(self, path: Path) -> None:
+        """Write a `vocab.txt` that `read` reads."""
         path.write_text("\n".join(self.vocabulary) + "\n", encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def id_of(self, token: str) -> int:
+        """The id of a token, special or not; a KeyError where the vocabulary has none such."""
         return self._ids[token]
 
     def check(self, config: TextConfig) -> None:

@@ -2,8 +2,8 @@
 
 A room is a folder: `__init__.py` holds the public function and its gradient, `reference.py` says
 in plain PyTorch what it computes. Other implementations of a room are opaque operators of the
-torch library `blip_fast`, one overload each (`blip_fast::add_layernorm.native`): compiled C++ for
-the CPU, later Triton and CUDA.
+torch library `blip_fast`, one overload each (`blip_fast::add_layernorm.native`): compiled C++ or
+oneDNN for CPUs, Triton or CUDA C++ for GPUs, and PyTorch in parts (`chunked`) for both.
 
 Which implementation runs: the one asked for by `use(...)` or `BLIP_FAST_KERNELS`, which runs or
 raises; else the first in the room's order that can run on the tensors' device, the reference

@@ -32,11 +32,11 @@ _SCHEMAS = {
         "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, bool keep_sum)"
         " -> (Tensor sum, Tensor out)"
     ),
-    # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
     "add_layernorm_backward": (
         "(Tensor? grad_sum, Tensor grad_out, Tensor sum, Tensor weight, float eps)"
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
     ),
+    # `offsets` is none for dense attention, whose qkv has an axis more; `max_length` is 0 then.
     "attention": (
         "(Tensor qkv, Tensor? offsets, int max_length, bool causal)"
         " -> (Tensor out, Tensor logsumexp)"
@@ -231,6 +231,7 @@ class Room:
 
     @property
     def implementations(self) -> list[str]:
+        """All names, in order of preference; the reference is the last."""
         return [*self._dtypes, REFERENCE]
 
     def operator(self, implementation: str, name: str | None = None) -> Any:
@@ -271,8 +272,7 @@ class Room:
             able = [n for n in self._dtypes if not self._obstacle(n, device, dtype)]
             why = "; ".join([_advantage(chosen), *(f"or {n}, by the call" for n in able[1:])])
         else:
-            obstacles = [f"{name}: {self._obstacle(name, device, dtype)}" for name in self._dtypes]
-            why = "; ".join(obstacles) or "the only implementation so far; PyTorch's own kernels"
+            why = "; ".join(f"{n}: {self._obstacle(n, device, dtype)}" for n in self._dtypes)
         return Choice(self.name, device.type, chosen, why)
 
     def _choose(

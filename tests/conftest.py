@@ -1,7 +1,8 @@
-"""Fixtures that all tests share: a fixed seed, and the optional folder of real data."""
+"""What all tests share: a fixed seed, cheap garbage, and the optional folder of real data."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,17 @@ import torch
 from chromium import Browser, find_browser
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported for the tests stays: no collection of garbage need walk through it, as
+    every one does where memory is said to run out."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or extension modules would report at the end what nobody has let go of
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def test_pure_wheel_has_no_library(source: Path, tmp_path: Path) -> None:
     assert not [name for name in wheel.namelist() if name.endswith(".so")]
     assert "blip_fast/kernels/__init__.py" in wheel.namelist()
     entry_points = wheel.read("blip_fast-0.1.0.dist-info/entry_points.txt").decode()
-    assert "blip-fast = blip_fast.cli:main" in entry_points
+    assert "blip-fast = blip_fast.cli:program" in entry_points
 
 
 def test_missing_torch_is_named_with_both_remedies(source: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_packing() -> None:
     assert packed.max_length == 3
     assert packed.tolist() == [[7], [1, 2, 3], [4, 5]]
     assert len(pack([])) == 0
-    with pytest.raises(ValueError, match="sequence 1 holds no token"):
+    with pytest.raises(ValueError, match="sequence 1 is empty"):
         pack([[1], []])
 
 

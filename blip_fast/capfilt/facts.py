@@ -105,9 +105,14 @@ def facts_of(totals: Mapping[str, Any]) -> Facts:
         ended=totals["end_time"],
         stages=[_stage(name, own) for name, own in totals["stages"].items()],
         slowest=totals["slowest"] or "",
-        damages=[(x["shard"], f"at byte {x['offset']}: {x['what']}") for x in totals["losses"]],
+        damages=[(loss["shard"], place_of(loss)) for loss in totals["losses"]],
         lost=totals["lost"],
     )
+
+
+def place_of(loss: Mapping[str, Any]) -> str:
+    """What is wrong with a shard, and at which byte where it is not all of it."""
+    return loss["what"] if loss["offset"] is None else f"at byte {loss['offset']}: {loss['what']}"
 
 
 def _stage(name: str, own: Mapping[str, Any]) -> StageTime:

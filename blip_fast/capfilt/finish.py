@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from blip_fast.capfilt.copies import COCO, SIDECARS, write_coco, write_sidecars
-from blip_fast.capfilt.ledger import check_run
+from blip_fast.capfilt.ledger import NAMED, RUN, check_run
 from blip_fast.capfilt.models import Models
 from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.report import write_report
@@ -35,15 +36,17 @@ def finish(
     models: Models,
     failures: Sequence[tuple[str, Status, str]],
     done: int,
+    undone: Mapping[str, str],
 ) -> CapFiltSummary:
     """Write what is missing beside the shards; the totals last.
 
     Args:
         scratch: a folder on the same disk for unfinished files.
+        undone: shards that are left out, with the reason.
     """
     options = models.options
     fresh = done or not (output / TOTALS).exists()
-    stats = totals_so_far(output, source, models) if fresh else _read(output / TOTALS)
+    stats = totals_so_far(output, source, models, undone) if fresh else _read(output / TOTALS)
     if options.coco_json and (fresh or not (output / COCO).exists()):
         write_coco(output, scratch)
     if options.sidecars and (fresh or not (output / SIDECARS).exists()):
@@ -51,10 +54,12 @@ def finish(
     if fresh or not (output / REPORT).exists():
         write_report(output, totals=stats, scratch=scratch)
         write_json(output / TOTALS, stats, scratch)
-    return CapFiltSummary(output, stats, list(failures), done=done)
+    return CapFiltSummary(output, stats, list(failures), not undone, {}, done, undone)
 
 
-def totals_so_far(output: Path, source: WebSource, models: Models) -> dict[str, Any]:
+def totals_so_far(
+    output: Path, source: WebSource, models: Models, undone: Mapping[str, str]
+) -> dict[str, Any]:
     """The totals of the shards that are done."""
     settings = {"source": source_name(source), **models.options.to_dict()}
     for part in ("shard_index", "num_shards"):  # of the process that came last, not of the run
@@ -65,7 +70,7 @@ def totals_so_far(output: Path, source: WebSource, models: Models) -> dict[str, 
         for role, some in roles
         for number, model in enumerate(some)
     }
-    return totals(output, settings, facts)
+    return totals(output, settings, facts, undone)
 
 
 def source_name(source: WebSource) -> str:
@@ -93,6 +98,7 @@ def run_settings(
         device: the captioner's, which decides on the size of batches where no other is asked for.
     """
     settings = {**options.fingerprint(), "source": source.identity, "shards": len(source)}
+    settings[NAMED] = source_name(source)
     if settings["batch_size"] is None:
         settings.pop("batch_size")
         if device is not None:
@@ -100,10 +106,22 @@ def run_settings(
     return settings
 
 
+def refuse_own_source(output: Path, source: WebSource) -> None:
+    """Raise a ValueError where a run would write among the files that it reads."""
+    files = getattr(source, "shards", getattr(source, "files", ()))
+    folders = {os.path.dirname(file) for file in files} | {getattr(source, "folder", output / RUN)}
+    if output.resolve() in {Path(folder).resolve() for folder in folders}:
+        raise ValueError(
+            f"{displayable(output)} holds the source {source.name} itself; give another output "
+            "folder"
+        )
+
+
 def refuse_other_run(output: Path, source: WebSource, options: CapFiltOptions) -> None:
     """Raise a ValueError where a folder belongs to another run, as far as that is known before a
     model is loaded; not where it may be replaced."""
-    if not options.overwrite:
+    refuse_own_source(output, source)
+    if not (options.overwrite and (output / RUN).exists()):
         check_run(output, run_settings(source, options))
 
 

@@ -30,6 +30,7 @@ from blip_fast.capfilt.rows import committed
 from blip_fast.data import displayable
 
 RUN = "run.json"
+NAMED = "source_name"  # told where the source is another one, and not compared
 STALE = 120.0  # seconds without a sign of life after which another machine's process is dead
 _BEAT = 10.0  # seconds between signs of life
 
@@ -178,23 +179,38 @@ def check_run(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         if folder.is_dir() and committed(folder):
             raise ValueError(
-                f"{displayable(folder)} holds shards but no {RUN}; give another output folder, or "
-                "--overwrite to replace them"
+                f"{displayable(folder)} holds shards but no {RUN}, so they are not of such a run; "
+                "give another output folder"
             ) from None
         return
     except ValueError:
         raise ValueError(f"{displayable(folder / RUN)} is damaged; remove it") from None
     ours = json.loads(json.dumps(fingerprint))
+    names = ours.keys() - {NAMED}
     changed = [
-        f"{name} was {theirs.get(name)!r} and is {value!r}"
-        for name, value in sorted(ours.items())
-        if theirs.get(name) != value
+        f"{what} was {before!r} and is {now!r}"
+        for name in sorted(names)
+        for what, before, now in _changes(name, theirs.get(name), ours[name])
     ]
+    if NAMED in ours and theirs.get("source") != ours.get("source"):
+        changed.append(f"the source was called {theirs.get(NAMED)!r} and is {ours[NAMED]!r}")
     if changed:
         raise ValueError(
             f"{displayable(folder)} belongs to another run: {'; '.join(changed)}. Ask for what it "
             "was to go on, give another output folder, or --overwrite to replace it"
         )
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs, in its smallest parts: of a model its dtype, say."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, pair in enumerate(zip(before, now, strict=True)):
+            yield from _changes(f"{name}[{place}]", *pair)
+    elif isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        yield name, before, now
 
 
 def clear(folder: Path, names: Iterable[str]) -> None:
@@ -204,10 +220,12 @@ def clear(folder: Path, names: Iterable[str]) -> None:
         names: of files and folders beside the shards.
 
     Raises:
-        ValueError: where a process is at work in it.
+        ValueError: where a process is at work in it, or it holds shards that are of no run.
     """
     if not folder.is_dir():
         return
+    if not (folder / RUN).exists():
+        check_run(folder, {})
     work = folder / ".work"
     for other in work.iterdir() if work.is_dir() else ():
         if other.name != "claims" and _is_alive(other, folder):

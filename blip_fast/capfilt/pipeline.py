@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.capfilt.crew import Crew
-from blip_fast.capfilt.finish import FILES, fingerprint_of, finish, totals_so_far
+from blip_fast.capfilt.finish import (
+    FILES,
+    fingerprint_of,
+    finish,
+    refuse_own_source,
+    totals_so_far,
+)
 from blip_fast.capfilt.flow import Clock, CrewStage, Flow, Stage, StageFailed
 from blip_fast.capfilt.jobs import Batch, Job, Reader
 from blip_fast.capfilt.kept import thumbnail
@@ -31,6 +37,7 @@ from blip_fast.capfilt.write import ShardWriter, gallery_places
 from blip_fast.data import default_batch_size
 from blip_fast.data.web import WebShard, WebSource, open_web
 from blip_fast.images import Status
+from blip_fast.images.network import passing
 from blip_fast.tasks.model import Blip
 from blip_fast.train.guard import STOPPED, StopRequest, stop_request
 
@@ -39,6 +46,7 @@ _READERS = 16  # threads that wait for a disk or a network
 _MOST_DECODERS = 8  # a decoder holds an image at full size
 _THUMBNAIL = 224  # pixels of the longer side
 _FAILURES = 500  # that a summary lists
+_MOST_UNREAD = 2  # shards in a row without a picture that can be read: then the source has gone
 
 
 def run_capfilt(
@@ -62,6 +70,10 @@ def run_capfilt(
         filters: models of kind "retrieval" or "pretrain". A model that is both sees once.
         progress: called with the number of pictures just finished.
 
+    A shard that is not there or may not be read is left undone and named in the summary, and so is
+    one that names pictures of which none is there; the others are done. A network or disk that does
+    not answer ends the run.
+
     Raises:
         StageFailed: naming the stage and the pictures where one cannot go on.
         ValueError: where a model lacks a part, the source holds no picture, or the output folder
@@ -76,6 +88,7 @@ def run_capfilt(
         image_root=options.image_root,
         recursive=options.recursive,
     )
+    refuse_own_source(output, web)
     if options.overwrite:
         clear(output, FILES)
     with Ledger(output, fingerprint_of(web, models, options)) as ledger, stop_request() as stop:
@@ -83,10 +96,14 @@ def run_capfilt(
         with _quick_collections():
             run.work()
         held = ledger.held_by_others()
-        if len(committed(output)) == len(web):
-            return finish(output, ledger.scratch, web, models, run.failures, run.done)
-    stats = totals_so_far(output, web, models)
-    return CapFiltSummary(output, stats, run.failures, False, held, run.done)
+        # Another may have found what was away for a moment.
+        undone = {n: why for n, why in run.undone.items() if not ledger.is_done(n)}
+        if len(undone) == len(web):
+            raise _stopping(*next(iter(undone.items())))
+        if len(committed(output)) + len(undone) == len(web):
+            return finish(output, ledger.scratch, web, models, run.failures, run.done, undone)
+    stats = totals_so_far(output, web, models, undone)
+    return CapFiltSummary(output, stats, run.failures, False, held, run.done, undone)
 
 
 class _Run:
@@ -95,6 +112,7 @@ class _Run:
     Attributes:
         done: shards that it committed.
         failures: pictures that could not be read, the first of them.
+        undone: shards that are left undone, with the reason.
     """
 
     def __init__(
@@ -111,6 +129,8 @@ class _Run:
         self._options = models.options
         self.done = 0
         self.failures: list[tuple[str, Status, str]] = []
+        self.undone: dict[str, str] = {}
+        self._unread = 0  # shards, the last ones, none of whose pictures could be read
 
     def work(self) -> None:
         """Do all shards that nobody has done or is doing.
@@ -191,17 +211,22 @@ class _Run:
                 yield Batch(name, shard, [Job(n, shard) for n in numbers], last)
 
     def _open_next(self, names: Iterator[str]) -> tuple[str, WebShard] | None:
-        """The next shard that is to be done, open."""
-        name = next(names, None)
-        if name is None:
-            return None
-        try:
-            return name, self._source.open(int(name))
-        except (OSError, ValueError) as error:
-            raise StageFailed(
-                f"shard {name} of {self._source.name} cannot be opened: {error}. What is done "
-                "stays; the same command goes on"
-            ) from error
+        """The next shard that is to be done and can be opened, open."""
+        for name in names:
+            try:
+                return name, self._source.open(int(name))
+            except (OSError, ValueError) as error:
+                why = f"shard {name} of {self._source.name} cannot be opened: "
+                why += f"{type(error).__name__}: {error}"
+                if passing(error):  # so it is with the shards behind it
+                    raise _stopping(name, why) from error
+                self._source.check()
+                self._leave(name, why)
+        return None
+
+    def _leave(self, name: str, why: str) -> None:
+        self.undone[name] = why
+        self._ledger.drop(name)
 
     def _begin(self, batch: Batch) -> _Writing:
         return _Writing(
@@ -219,10 +244,12 @@ class _Run:
             if job.number in writing.gallery:
                 job.row = _shown(job.row, thumbnail(job, _THUMBNAIL))
             rows.append(job.row)
-            if not job.usable and len(self.failures) < _FAILURES:
-                self.failures.append((job.row.key, job.status, job.error))
+            if not job.usable:
+                writing.error = job.error
+                if len(self.failures) < _FAILURES:
+                    self.failures.append((job.row.key, job.status, job.error))
         writing.stats.add(rows)
-        writing.remote = writing.remote and all(_is_remote(job) for job in batch.items)
+        writing.away = writing.away and all(_is_away(job) for job in batch.items)
         try:
             writing.files.add(batch.items)
         except OSError as error:
@@ -232,12 +259,14 @@ class _Run:
         name = writing.files.name
         if writing.stats.unread:
             self._source.check()
-            if writing.remote and writing.stats.unread == writing.stats.count:
-                raise StageFailed(
-                    f"no picture of shard {name} could be read; the network or the source seems "
-                    f"to have gone. The last reason: {self.failures[-1][2]}. The shard is left "
-                    "undone; the same command goes on"
-                )
+            if writing.away:
+                writing.files.discard()
+                self._leave(name, f"no picture of shard {name} could be read, as: {writing.error}")
+                self._unread += 1
+                if self._unread == _MOST_UNREAD:
+                    raise _stopping(name, self.undone[name])
+                return
+        self._unread = 0
         if not self._ledger.holds(name):  # thought dead, and another is at it
             writing.files.discard()
             return
@@ -257,13 +286,15 @@ class _Writing:
 
     Attributes:
         gallery: numbers of the pictures that the report shows.
-        remote: whether all pictures so far were to come over a network.
+        away: whether no picture so far was where the shard says.
+        error: of the last picture that could not be read.
     """
 
     files: ShardWriter
     stats: ShardStats
     gallery: set[int]
-    remote: bool = True
+    away: bool = True
+    error: str = ""
 
 
 @contextmanager
@@ -281,6 +312,8 @@ def _quick_collections() -> Iterator[None]:
 
 
 def _listed(models: Blip | Sequence[Blip]) -> Sequence[Blip]:
+    if isinstance(models, str):
+        raise ValueError(f"{models!r} is no model but a name; give blip_fast.load of it")
     return models if isinstance(models, Sequence) else [models]
 
 
@@ -302,8 +335,16 @@ def _shown(row: Row, picture: bytes) -> Row:
     return Row(**{**vars(row), "thumbnail": picture})
 
 
-def _is_remote(job: Job) -> bool:
-    return job.picture is not None and isinstance(job.picture.image, str)
+def _is_away(job: Job) -> bool:
+    """Whether a picture is no file where it should be, and no URL that gives anything."""
+    image = None if job.picture is None else job.picture.image
+    if job.status is not Status.FAILED_TO_READ:
+        return False
+    return isinstance(image, str) or (isinstance(image, Path) and not os.path.lexists(image))
+
+
+def _stopping(name: str, why: str) -> StageFailed:
+    return StageFailed(f"{why}. What is done stays, shard {name} is not; the same command goes on")
 
 
 def _unwritten(name: str, error: OSError) -> OSError:

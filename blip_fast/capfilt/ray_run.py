@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from blip_fast.capfilt.cluster import LazyModels, ModelSpec
-from blip_fast.capfilt.finish import FILES
+from blip_fast.capfilt.finish import FILES, refuse_own_source
 from blip_fast.capfilt.flow import StageFailed
 from blip_fast.capfilt.ledger import clear
 from blip_fast.capfilt.options import CapFiltOptions
@@ -70,6 +70,7 @@ def run_on_ray(
     web = open_web(
         source, options.shard_size, image_root=options.image_root, recursive=options.recursive
     )
+    refuse_own_source(output, web)
     if options.overwrite:
         clear(output, FILES)
         options = replace(options, overwrite=False)
@@ -160,8 +161,9 @@ def _joined(summaries: Sequence[CapFiltSummary]) -> CapFiltSummary:
     """That of the whole run, which the worker that came last has made, and what all have seen."""
     last = max(summaries, key=lambda summary: (summary.complete, summary.count))
     failures = [failure for summary in summaries for failure in summary.failures]
+    undone = {name: why for summary in summaries for name, why in summary.undone.items()}
     done = sum(summary.done for summary in summaries)
-    return replace(last, failures=failures[:_FAILURES], done=done)
+    return replace(last, failures=failures[:_FAILURES], done=done, undone=undone)
 
 
 def _spread(

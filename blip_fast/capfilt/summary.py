@@ -39,6 +39,7 @@ class CapFiltSummary:
         complete: whether all shards are done.
         held: shards that other processes work on, and which.
         done: how many shards this process did.
+        undone: shards that this process left undone, with the reason. The report is of the others.
     """
 
     output: Path
@@ -47,6 +48,7 @@ class CapFiltSummary:
     complete: bool = True
     held: Mapping[str, str] = field(default_factory=dict)
     done: int = 0
+    undone: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
@@ -113,14 +115,25 @@ class ShardStats:
 
 
 def totals(
-    output: Path, settings: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]
+    output: Path,
+    settings: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+    undone: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Add up the shards that are done."""
+    """Add up the shards that are done.
+
+    Args:
+        undone: those that are left undone, with the reason; damages of the source, too.
+    """
     sums: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     texts = {source: _no_texts() for source in SOURCES}
     clocks: dict[str, Clock] = {}
-    losses: list[dict[str, Any]] = []
+    missing = [
+        {"shard": name, "offset": None, "what": f"is left undone: {why}"}
+        for name, why in sorted((undone or {}).items())
+    ]
+    losses: list[dict[str, Any]] = missing[:_LISTED]
     started, ended = [], []
     names = committed(output)
     for name in names:
@@ -147,7 +160,7 @@ def totals(
         "status_dict": dict(sorted(statuses.items())),
         "texts": {source: _with_share(own) for source, own in texts.items()},
         "lost": sums["lost"],
-        "damages": sums["damages"],
+        "damages": sums["damages"] + len(missing),
         "losses": losses,
         "start_time": _utc(min(started, default=0.0)),
         "end_time": _utc(max(ended, default=0.0)),

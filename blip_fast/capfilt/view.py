@@ -1,9 +1,9 @@
 """A run decided anew with other thresholds: its tables rewritten, and its kept pairs if wanted.
 
 A view is a folder like a run's: `NNNNN.parquet` with the new decisions, marks, totals, report, and
-`kept.jsonl`, the kept pairs as a training manifest. No model and no picture takes part. With
-`tars` the kept pairs are written as shards, too: a picture of which a text was kept before comes
-from the run's own shards, another is read again from the run's source.
+`kept.jsonl`, the kept pairs as a training manifest, of pictures that are files or URLs. No model
+and no picture takes part. With `tars` the kept pairs are written as shards, too: a picture of which
+a text was kept before comes from the run's own shards, another is read again from the run's source.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from blip_fast.data import displayable, replacing, write_json
 from blip_fast.data.tarwrite import TarWriter
 
 MANIFEST = "kept.jsonl"
+# A picture within a tar, a table or a `datasets.Dataset` has no path that a manifest could name.
+_WITHIN = re.compile(r"\.tar/|\.parquet/\d+$|^row/\d+$")
 _COLUMN = SCHEMA.get_field_index("candidates")
 
 
@@ -88,7 +91,7 @@ def write_view(
 
     Returns:
         the totals, as `summary.totals` has them, with `gone`: texts that are not kept because
-        their pictures cannot be read any more.
+        their pictures cannot be read any more, and `listed`: pairs in `kept.jsonl`.
 
     Raises:
         ValueError: where `run` is not complete, `output` holds something else, or the source, of
@@ -102,7 +105,7 @@ def write_view(
         clear(output, (TOTALS, MANIFEST, "report.html"))
     names = committed(run)
     with Ledger(output, {**_identity(run), **rule.to_dict(), "tars": tars}) as ledger:
-        for name in ledger.take(range(len(names))):
+        for name in ledger.take(int(name) for name in names):
             shard = _Shard(run, output, ledger.scratch, name, rule)
             count = shard.write(KeptAgain(run, name, told["settings"]) if tars else None)
             ledger.drop(name)
@@ -111,7 +114,7 @@ def write_view(
     settings = {**told["settings"], **rule.to_dict(), "view_of": displayable(run.resolve())}
     stats = totals(output, settings, told["models"])
     stats["gone"] = sum(_mark(output, name).get("gone", 0) for name in committed(output))
-    _write_manifest(output)
+    stats["listed"] = _write_manifest(output)
     write_report(output, labels, stats)
     write_json(output / TOTALS, stats)
     return stats
@@ -230,10 +233,14 @@ def _mark(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / f"{name}{MARK}").read_text(encoding="utf-8"))
 
 
-def _write_manifest(output: Path) -> None:
-    """The kept pairs as JSON lines that `blip-fast train` reads."""
+def _write_manifest(output: Path) -> int:
+    """The kept pairs as JSON lines that `blip-fast train` reads; how many they are."""
+    count = 0
     with replacing(output / MANIFEST) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row, text in _kept(output):
+            if _WITHIN.search(row["path"]):
+                continue
+            count += 1
             value = {
                 "image": row["path"],
                 "caption": text["text"],
@@ -242,6 +249,7 @@ def _write_manifest(output: Path) -> None:
                 "itm": text["itm_probability"],
             }
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    return count
 
 
 def _kept(output: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from blip_fast import __version__
 from blip_fast.cli import (
@@ -33,6 +34,7 @@ _VERBS = (
     caption, match, answer, embed, search, capfilt, tune, check, scenes, train, report, convert,
     info, bench, demo,
 )  # fmt: skip
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             print("blip-fast: interrupted", file=sys.stderr)
-            return 130
+            return _INTERRUPTED
+
+
+def program() -> NoReturn:
+    """The installed command: `main`, and gone at once where it was interrupted.
+
+    Whoever presses Ctrl-C again, while a batch is being finished, leaves threads in the middle of
+    it; Python would take its objects away from under them, and crash.
+    """
+    code = main()
+    if code == _INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from blip_fast.data.web import WebSource
     from blip_fast.tasks.model import Blip
 
+_LISTED = 10  # damages, and shards, on the terminal
+
 
 def add_parser(subparsers: Any) -> None:
     parser = common.verb(
@@ -27,8 +29,9 @@ def add_parser(subparsers: Any) -> None:
         "Caption web pictures and keep the texts that match.",
         "The output is sharded as img2dataset's: 00000.tar holds kept pairs, 00000.parquet every "
         "text with its scores, 00000_stats.json marks the shard as done; report.html shows all. "
-        "The same command goes on where one was stopped; several at once share the work. On "
-        "SIGTERM it finishes its batch and exits with 143.",
+        "The same command goes on where one was stopped; several at once share the work. Exit "
+        "code 0: done, 1: no picture could be read, or a shard could not be read or written, "
+        "143: stopped by SIGTERM, after the batch at hand.",
     )
     parser.add_argument(
         "source",
@@ -167,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if rounds.asked(args):
         rounds.refuse(args)
+    if args.ray_workers is not None and args.ray is None:
+        raise ValueError(f"--ray-workers {args.ray_workers} goes with --ray; give both")
     source = open_web(
         args.source,
         options.shard_size,
@@ -189,9 +194,9 @@ def run(args: argparse.Namespace) -> int:
 
 def told(summary: CapFiltSummary) -> int:
     """Print where the report is; give the exit code."""
-    if summary.complete:
+    if summary.complete or (summary.undone and summary.report.exists()):
         print(os.fspath(summary.report))
-    return 0 if summary.successes else 1
+    return 0 if summary.successes and not summary.undone else 1
 
 
 def finish(
@@ -204,8 +209,12 @@ def finish(
     """Run with a progress bar, and tell the summary."""
     from blip_fast.capfilt import run_capfilt
 
-    with common.progress_bar(source.count) as bar:
-        summary = run_capfilt(source, output, captioners, filters, options, bar.update)
+    try:
+        with common.progress_bar(source.count) as bar:
+            summary = run_capfilt(source, output, captioners, filters, options, bar.update)
+    except SystemExit:
+        print("stopped; what is done stays, and the same command goes on", file=sys.stderr)
+        raise
     _report(summary)
     return summary
 
@@ -257,31 +266,47 @@ def _run_on_ray(
 
 
 def _report(summary: CapFiltSummary) -> None:
+    from blip_fast.capfilt.facts import place_of
+
     stats = summary.stats
     parts = [f"{stats['successes']} of {stats['count']} pictures read"]
+    if not stats["count"]:
+        parts = [f"no pictures in {stats['settings']['source']}"]
     if stats["failures"]:
         failed = {k: n for k, n in stats["status_dict"].items() if k != "success"}
         listed = ", ".join(f"{status} {number}" for status, number in failed.items())
         parts.append(f"{stats['failures']} failed ({listed})")
-    parts.append(f"{stats['images_per_second']:.1f} images/s")
+    if stats["count"]:
+        parts.append(f"{stats['images_per_second']:.1f} images/s")
     print(", ".join(parts), file=sys.stderr)
     list_failures(summary.failures)
     if stats["damages"]:
+        places = "1 place" if stats["damages"] == 1 else f"{stats['damages']} places"
         lost = f", {stats['lost']} samples are lost" if stats["lost"] else ""
-        print(f"the source is damaged in {stats['damages']} places{lost}", file=sys.stderr)
-        for loss in stats["losses"][:10]:
-            where = f"  shard {loss['shard']}, byte {loss['offset']}: {loss['what']}"
-            print(where, file=sys.stderr)
+        print(f"the source is damaged in {places}{lost}", file=sys.stderr)
+        for loss in stats["losses"][:_LISTED]:
+            print(f"  shard {loss['shard']} {place_of(loss)}", file=sys.stderr)
+        if stats["damages"] > _LISTED:
+            print(f"  and {stats['damages'] - _LISTED} more", file=sys.stderr)
     for source, texts in stats["texts"].items():
         unscored = {k: n for k, n in texts["status_dict"].items() if k != "success"}
         why = "".join(f", {status} {number}" for status, number in unscored.items())
         flags = [flag for flag in stats["settings"]["without"] if texts[flag]]
         why += "".join(f", {texts[flag]} {flag} not kept" for flag in flags)
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept{why}", file=sys.stderr)
-    _report_stages(stats)
+    if stats["count"]:
+        _report_stages(stats)
     if summary.complete:
         return
     print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)
+    if summary.undone:
+        names = sorted(summary.undone)
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        print(
+            f"{len(names)} left undone: {', '.join(names[:_LISTED])}{more}. The same command tries "
+            "again",
+            file=sys.stderr,
+        )
     for owner in sorted(set(summary.held.values())):
         shards = [name for name, other in summary.held.items() if other == owner]
         print(f"{owner} is at work on {', '.join(sorted(shards))}", file=sys.stderr)

@@ -21,7 +21,8 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "check",
         "Tell what is damaged in a source of pictures, and which are there twice.",
-        "Every picture is decoded. Exit code 0: no fault, 1: faults (duplicates are none).",
+        "Every picture is decoded. Exit code 0: no fault, 1: faults (duplicates are "
+        "none), or no pictures.",
     )
     parser.add_argument(
         "source", metavar="SOURCE", help="folder, tar shards, parquet or manifest, as for capfilt"
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         with replacing(args.output) as temporary:
             temporary.write_text(render_check(check), encoding="utf-8")
         print(os.fspath(args.output.absolute()), file=sys.stderr if args.json else sys.stdout)
-    return 0 if check.clean else 1
+    return 0 if check.clean and check.count else 1
 
 
 def _print(check: Check) -> None:
@@ -85,4 +86,7 @@ def _print(check: Check) -> None:
             f"{check.repeated} exact copies in {len(check.exact)} groups, {len(check.alike)} "
             "groups that look the same"
         )
+    if not check.count:
+        print(f"there are no pictures in {check.source.name}")
+        return
     print("no faults" if check.clean else f"{check.faults.total()} faults")

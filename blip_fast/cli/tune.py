@@ -22,8 +22,9 @@ def add_parser(subparsers: Any) -> None:
         "tune",
         "Tell what other thresholds would keep of a CapFilt run, and write what one keeps.",
         "Reads the run's tables alone. With --output a new folder gets the tables with the new "
-        "decisions, kept.jsonl for training, and a report; with --tars the kept pairs as shards, "
-        "too. With --labels precision and recall are told, and shown in the run's report.",
+        "decisions, kept.jsonl for training where pictures are files or URLs, and a report; with "
+        "--tars the kept pairs as shards. With --labels precision and recall are told, and shown "
+        "in the run's report.",
     )
     parser.add_argument("run_folder", metavar="OUT", type=Path, help="a CapFilt run's folder")
     parser.add_argument(
@@ -81,6 +82,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"{source} texts: {texts['kept']} of {texts['count']} kept", file=sys.stderr)
     if stats["gone"]:
         print(f"{stats['gone']} texts are left out: their pictures are gone", file=sys.stderr)
+    unlisted = stats["pairs"] - stats["listed"]
+    if unlisted and not args.tars:
+        print(
+            f"{unlisted} pairs are not in kept.jsonl: their pictures lie within shards. To train "
+            "on them, write shards with --tars into another folder",
+            file=sys.stderr,
+        )
     _say(args, os.fspath((args.output / "report.html").absolute()))
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blip_fast.data.batches import Batch, chunks, default_batch_size, read_batches, stable_seed
 from blip_fast.data.files import displayable, replacing, write_json
-from blip_fast.data.folder import Found, Record, find, is_url, read_folder
+from blip_fast.data.folder import Found, find, is_url
 from blip_fast.data.open import open_in_turns, open_source
 from blip_fast.data.samples import BadSample, Sample, Shard, Source
 from blip_fast.data.sidecar import (
@@ -25,7 +25,6 @@ __all__ = [
     "Batch",
     "Existing",
     "Found",
-    "Record",
     "Sample",
     "Shard",
     "Source",
@@ -39,7 +38,6 @@ __all__ = [
     "open_in_turns",
     "open_source",
     "read_batches",
-    "read_folder",
     "read_sidecar",
     "refuse_clashes",
     "replacing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,9 @@ def replacing(path: Path, durable: bool = True, scratch: Path | None = None) -> 
         scratch: a folder on the same disk for the temporary file, which a killed process leaves
             behind; that of the file itself where none is given.
     """
-    # A short name of its own: that of the file may already be as long as the system allows.
-    temporary = (scratch or path.parent) / f".blip_fast-{os.getpid()}.tmp"
+    # Short, because the file's own name may be as long as the system allows; random, because other
+    # threads write here too, and on other machines processes of the same number.
+    temporary = (scratch or path.parent) / f".blip_fast-{secrets.token_hex(8)}.tmp"
     try:
         yield temporary
         if durable:

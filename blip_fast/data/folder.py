@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,25 +31,8 @@ class Found:
         return displayable(self.source)
 
 
-@dataclass(frozen=True)
-class Record:
-    """A picture and the text that the web gave it.
-
-    Attributes:
-        key: see `Found`.
-        path: of the picture.
-        web_text: of the sidecar, surrounding white space removed; None where there is none, or
-            where it cannot be read.
-        web_error: why the sidecar cannot be read; else empty.
-    """
-
-    key: str
-    path: Path
-    web_text: str | None
-    web_error: str = ""
-
-
 def is_url(source: str | Path) -> bool:
+    """Whether a source is opened through fsspec, and not as a file of this machine."""
     return isinstance(source, str) and "://" in source
 
 
@@ -71,28 +54,6 @@ def find(inputs: Sequence[str | Path], recursive: bool = True) -> list[Found]:
             key = displayable(picture.relative_to(path).as_posix())
             found.setdefault(picture, Found(key, picture))
     return list(found.values())
-
-
-def read_folder(folder: Path, recursive: bool = True) -> Iterator[Record]:
-    """The pictures of a folder with their web texts, in order of path.
-
-    The text is that of the sidecar, `NAME.txt` or else `NAME.caption`. It is not cleaned.
-
-    Raises:
-        ValueError: where `folder` is not a folder.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{displayable(folder)} is not a folder; give one that holds pictures")
-    for found in find([folder], recursive):
-        path = Path(found.source)
-        sidecar = find_sidecar(path)
-        text, error = None, ""
-        if sidecar is not None:
-            try:
-                text = read_sidecar(sidecar)
-            except (ValueError, OSError) as problem:
-                error = str(problem)
-        yield Record(found.key, path, text, error)
 
 
 class FolderSource:

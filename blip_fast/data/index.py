@@ -37,6 +37,7 @@ class FeatureIndex:
 
     @property
     def of_texts(self) -> bool:
+        """Whether the features are those of texts; else they are of pictures."""
         return bool(self.rows) and "text" in self.rows[0]
 
 

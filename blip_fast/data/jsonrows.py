@@ -33,6 +33,25 @@ def read_json_rows(path: Path) -> Iterator[Any]:
         yield from _list(file, path) if first == "[" else _lines(file, first, path)
 
 
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The whole of a file that is one object; None where it is a list or JSON lines, of which no
+    more is read than the first.
+
+    Raises:
+        ValueError: where it is not UTF-8.
+    """
+    with open_utf8(path) as file:
+        if next_character(file) != "{":
+            return None
+        head = "{" + file.readline()
+        value = _parsed(head)
+        if value is None:  # an object of many lines, or JSON lines of which the first is damaged
+            value = _parsed(head + file.read())
+        elif next_character(file):
+            return None
+    return value if isinstance(value, dict) else None
+
+
 @contextmanager
 def open_utf8(path: Path) -> Iterator[IO[str]]:
     """A text file, open; a byte order mark is left out.
@@ -52,6 +71,13 @@ def next_character(file: IO[str]) -> str:
     while (character := file.read(1)) and character in _BLANK:
         pass
     return character
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
 
 
 def _lines(file: IO[str], first: str, path: Path) -> Iterator[Any]:

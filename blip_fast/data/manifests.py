@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.data.files import displayable
-from blip_fast.data.jsonrows import next_character, open_utf8, read_json_rows
+from blip_fast.data.jsonrows import read_json_object, read_json_rows
 from blip_fast.data.packed import PackedRows
 from blip_fast.data.roots import below
 from blip_fast.data.samples import BadSample, Sample, check_text
 
 ImageRoot = str | Path | Mapping[str, str | Path]
 
-_IMAGE = ("image", "url", "file_name")
-_CAPTION = ("caption", "text")
+# Names of fields, in order of preference.
+IMAGE_FIELDS = ("image", "url", "file_name")
+CAPTION_FIELDS = ("caption", "text")
 _WEIGHT_OF_VG = 0.2  # of an answer of Visual Genome, where one person answered (BLIP)
 _LABELS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -109,7 +110,7 @@ def _read(path: Path) -> Iterator[_Row]:
             continue
         try:
             if not isinstance(value, dict):
-                raise _Faulty(f"{json.dumps(value)[:60]} is no object with fields")
+                raise _Faulty(f"{json.dumps(value)[:60]} is not an object with fields")
             if read_row is None:
                 read_row = _reader_of(value)
             yield from list(read_row(value))  # all of a row's samples or none
@@ -129,7 +130,7 @@ def _reader_of(row: dict) -> Callable[[dict], Iterator[_Row]]:
         return _comparison
     if "question" in row:
         return _question
-    if any(name in row for name in _IMAGE):
+    if any(name in row for name in IMAGE_FIELDS):
         return _captions
     raise _Faulty(
         f"the fields are {', '.join(map(repr, row))}; expected image and caption, question and "
@@ -138,8 +139,8 @@ def _reader_of(row: dict) -> Callable[[dict], Iterator[_Row]]:
 
 
 def _captions(row: dict) -> Iterator[_Row]:
-    image = _text(row, *_IMAGE)
-    captions = _field(row, *_CAPTION)
+    image = _text(row, *IMAGE_FIELDS)
+    captions = _field(row, *CAPTION_FIELDS)
     if not isinstance(captions, list):
         captions = [captions]
     if not captions:
@@ -151,7 +152,7 @@ def _captions(row: dict) -> Iterator[_Row]:
 
 
 def _question(row: dict) -> Iterator[_Row]:
-    image, question = _text(row, *_IMAGE), _text(row, "question")
+    image, question = _text(row, *IMAGE_FIELDS), _text(row, "question")
     answers = _field(row, "answer", "answers")
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not _are_texts(answers):
@@ -174,22 +175,8 @@ def _comparison(row: dict) -> Iterator[_Row]:
 
 def _coco(path: Path) -> dict | None:
     """The whole of a file in COCO's format; None where it is of another."""
-    with open_utf8(path) as file:
-        if next_character(file) != "{":
-            return None
-        head = "{" + file.readline()
-        value = _parsed(head)
-        if value is None:  # an object of many lines, or JSON lines of which the first is damaged
-            value = _parsed(head + file.read())
-    is_coco = isinstance(value, dict) and "images" in value and "annotations" in value
-    return value if is_coco else None
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
+    value = read_json_object(path)
+    return value if value is not None and "images" in value and "annotations" in value else None
 
 
 def _coco_rows(coco: dict, name: str) -> Iterator[_Row]:

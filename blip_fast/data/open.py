@@ -116,10 +116,11 @@ def kind_of(spec: str) -> str:
         manifests = sorted(name for name in names if name.endswith(_MANIFESTS))
         hint = f"; give one of its manifests, as {manifests[0]}" if manifests else ""
         raise ValueError(f"{spec} holds no shards and no pictures{hint}; expected {_EXPECTED}")
+    path = spec.partition("?")[0] if is_url(spec) else spec  # as of signed URLs
     for suffix, kind in (*((s, "manifest") for s in _MANIFESTS), (".tar", "tar")):
-        if spec.endswith(suffix):
+        if path.endswith(suffix):
             return kind
-    if spec.endswith(".parquet"):
+    if path.endswith(".parquet"):
         return "parquet"
     if not is_url(spec) and not os.path.exists(spec) and not set(spec) & set("*{"):
         raise FileNotFoundError(f"{spec} is not there; expected {_EXPECTED}")

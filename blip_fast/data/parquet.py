@@ -98,12 +98,18 @@ class ParquetShard:
         return Sample(key, (image,), check_text(text, where), str(image_id))
 
     def _image(self, value: Any, where: str) -> Path | str | bytes:
-        """What Hugging Face keeps as bytes and path, of which either may be null; or one alone."""
-        if isinstance(value, dict):
-            value = value["path"] if value["bytes"] is None else value["bytes"]
+        value = bytes_or_path(value)
         if value is None:
             raise BadSample(f"{where}: the picture is null")
         return value if isinstance(value, bytes) else below(self._root, value)
+
+
+def bytes_or_path(value: Any) -> Any:
+    """Of a cell that holds both, as Hugging Face keeps a picture, the bytes, or the path where they
+    are null; any other cell as it is."""
+    if isinstance(value, dict):
+        return value.get("path") if value.get("bytes") is None else value["bytes"]
+    return value
 
 
 def open_parquet(name: str) -> pq.ParquetFile:

@@ -58,6 +58,12 @@ def expand_braces(pattern: str) -> list[str]:
     return [begin + choice + rest for rest in expand_braces(end) for choice in choices]
 
 
+def beside(shard: str, end: str) -> str:
+    """The file of a shard's name with another end, as `00000_stats.json`; a URL keeps its query."""
+    path, mark, query = shard.partition("?") if is_url(shard) else (shard, "", "")
+    return path.removesuffix(".tar") + end + mark + query
+
+
 def _parts(spec: str) -> list[str]:
     """Cut at `::`, but leave the words of fsspec, which have no slash, dot or brace, in place."""
     parts: list[str] = []
@@ -78,7 +84,8 @@ def _expanded(part: str, suffix: str) -> list[str]:
 
 
 def _globbed(pattern: str) -> list[str]:
-    if not any(character in pattern for character in "*?[") or os.path.exists(pattern):
+    signs = "*[" if is_url(pattern) else "*?["  # a URL's question mark begins its query
+    if not any(sign in pattern for sign in signs) or os.path.exists(pattern):
         return [pattern]
     if not is_url(pattern):
         return sorted(glob.glob(pattern))

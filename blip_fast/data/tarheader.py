@@ -115,7 +115,7 @@ def find_header(file: int, start: int, end: int) -> int | None:
 def _parse(block: bytes) -> tuple[bytes, bytes, int]:
     """Name, type and size that one block gives."""
     if len(block) < BLOCK:
-        raise TarFault(f"the last {len(block)} bytes are no whole block")
+        raise TarFault(f"the last {len(block)} bytes are not a whole block")
     field = block[_CHECKSUM]
     checksum = sum(block) - sum(field) + len(field) * ord(" ")
     stored = _number(field)
@@ -137,7 +137,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip(b" ")
     if not digits or digits.strip(b"01234567"):
-        raise TarFault(f"the header is damaged: {field!r} is no number")
+        raise TarFault(f"the header is damaged: {field!r} is not a number")
     return int(digits, 8)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from blip_fast.data.fetch import open_local, read_small
+from blip_fast.data.manifests import CAPTION_FIELDS
 from blip_fast.data.samples import BadSample, Sample, check_text
-from blip_fast.data.shardlist import list_shards
+from blip_fast.data.shardlist import beside, list_shards
 from blip_fast.data.tar import TarIndex, TarSample, read_exactly, scan
 from blip_fast.images import Status
 from blip_fast.images.options import MAX_BYTES
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # in order of preference
-_CAPTIONS = ("caption", "text")  # fields of a sample's json
 _SHOWN = 3  # damages of a shard that a message repeats
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class TarShard:
             fields = json.loads(self._read(self._jsons[number], key, "text"))
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise BadSample(f"{self.name}, {key}: the text: {error}") from error
-        texts = [fields.get(name) for name in _CAPTIONS] if isinstance(fields, dict) else []
+        texts = [fields.get(name) for name in CAPTION_FIELDS] if isinstance(fields, dict) else []
         for text in texts:
             if isinstance(text, str):
                 return text
@@ -140,7 +140,7 @@ def _describe(index: TarIndex, count: int) -> str:
 
 def _told(shard: str, sizes: dict[str, dict[str, Any]]) -> int | None:
     """The count that a file beside a shard gives; None where none does."""
-    stats = _json(f"{shard.removesuffix('.tar')}_stats.json")
+    stats = _json(beside(shard, "_stats.json"))
     folder, _, base = shard.rpartition("/")
     path = f"{folder}/sizes.json" if folder else "sizes.json"
     if "successes" in stats:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from blip_fast.decoding.limit import Limit, attempt
+from blip_fast.decoding.limit import Limit, attempt, default_budget
 from blip_fast.decoding.options import SearchOptions
 from blip_fast.decoding.search import Written
 from blip_fast.decoding.slots import Request, Slots
@@ -24,12 +24,7 @@ from blip_fast.text import PackedText
 
 # Rows that are live at once. On a CPU, so many rows read a weight once (kernels/linear/config.py);
 # more would make no token cheaper.
-_MOST_ROWS = {"cpu": 32}
-_MOST_ROWS_ON_DEVICE = 512
-
-# Bytes of memories and caches, where nothing else is said.
-_BUDGET = {"cpu": 512 << 20}
-_SHARE_OF_DEVICE = 0.25
+_MOST_ROWS_ON_CPU, _MOST_ROWS_ON_DEVICE = 32, 512
 
 
 class Source(Protocol):
@@ -134,12 +129,9 @@ def default_slots(model: MED, options: SearchOptions, memory_bytes: int) -> int:
     """
     text, device = model.config.text, model.device
     row_bytes = 2 * text.depth * text.width * options.max_length * model.dtype.itemsize
-    if device.type == "cuda":
-        budget = int(_SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0])
-    else:
-        budget = _BUDGET["cpu"]
-    most = _MOST_ROWS.get(device.type, _MOST_ROWS_ON_DEVICE) // options.rows
-    return max(1, min(most, budget // (memory_bytes + options.rows * row_bytes)))
+    most = _MOST_ROWS_ON_CPU if device.type == "cpu" else _MOST_ROWS_ON_DEVICE
+    room = default_budget(device) // (memory_bytes + options.rows * row_bytes)
+    return max(1, min(most // options.rows, room))
 
 
 def generate(

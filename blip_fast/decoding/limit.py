@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -57,6 +58,13 @@ class Limit:
         self.now = self._start
 
 
+def default_budget(device: torch.device) -> int:
+    """Bytes of memories and caches that may be held at once, where nothing else is said."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return 512 << 20
+
+
 def attempt(work: Callable[[], R]) -> tuple[R | None, str]:
     """Do some work; where memory runs out, give back None, what the error said, and the memory.
 
@@ -88,7 +96,7 @@ def in_parts(
     start = 0
     while start < len(items):
         part = items[start : start + limit.now]
-        result, reason = attempt(lambda part=part: work(part))  # type: ignore[misc]
+        result, reason = attempt(partial(work, part))
         if reason and len(part) > 1:
             limit.halve(len(part))
             continue

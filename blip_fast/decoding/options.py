@@ -91,6 +91,7 @@ class SearchOptions:
 
     @property
     def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
         return self.top_p is not None
 
     @property

@@ -56,7 +56,7 @@ class Candidates:
     def of(cls, sequences: Sequence[Sequence[int]]) -> Candidates:
         """Raises a ValueError where a sequence has no token behind its first."""
         if short := [i for i, ids in enumerate(sequences) if len(ids) < 2]:
-            raise ValueError(f"candidate {short[0]} holds {sequences[short[0]]}; it needs a token")
+            raise ValueError(f"candidate {short[0]} is {sequences[short[0]]}; it needs two tokens")
         length = max(len(ids) for ids in sequences)
         tokens = torch.zeros(len(sequences), length, dtype=torch.int64)
         nodes = torch.full((len(sequences), length - 1), _NONE)

@@ -36,6 +36,7 @@ class Written:
 
     @property
     def log_probability(self) -> float:
+        """That of the whole text, given its prompt: a natural logarithm."""
         return sum(self.token_log_probabilities)
 
 

@@ -69,9 +69,8 @@ class Slots:
         self._options, self._each = options, options.rows
         device, text = model.device, model.config.text
         rows, width = number * options.rows, options.max_length
-        searches = options.samples or options.num_beams == 1
         self._search: Search
-        if searches:
+        if options.samples or options.num_beams == 1:
             self._search = IndependentSearch(options, text.sep_id, number, device)
         else:
             self._search = BeamSearch(options, text.sep_id, number, device)
@@ -95,6 +94,7 @@ class Slots:
 
     @property
     def free(self) -> int:
+        """How many slots have no request."""
         return self._requests.count(None)
 
     def advance(self, requests: Sequence[Request]) -> list[tuple[Request, list[Written]]]:

@@ -183,7 +183,7 @@ def check_size(
         name: of the limit.
     """
     if width < 1 or height < 1:
-        raise ImageError(Status.FAILED_TO_DECODE, f"{width} x {height} pixels are none")
+        raise ImageError(Status.FAILED_TO_DECODE, f"an image of {width} x {height} pixels is empty")
     if width * height * (1 + twice) > max_pixels:
         counted = ", which count twice for this kind of file" if twice else ""
         raise ImageError(
@@ -273,8 +273,8 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:  # its own text names an address in memory
         raise ImageError(
             Status.FAILED_TO_DECODE,
-            f"{len(data)} bytes that begin with {data[:8]!r} are no image of a known kind, or its "
-            "header is damaged",
+            f"{len(data)} bytes that begin with {data[:8]!r} are not an image of a known kind, or "
+            "its header is damaged",
         ) from None
 
 

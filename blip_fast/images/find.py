@@ -28,7 +28,7 @@ def find_images(folder: str | Path, recursive: bool = True) -> list[Path]:
         ValueError: where `folder` is no folder.
     """
     if not os.path.isdir(folder):
-        raise ValueError(f"{os.fspath(folder)!r} is no folder; give one that holds images")
+        raise ValueError(f"{os.fspath(folder)!r} is not a folder; give one that holds images")
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     unlisted: list[Path] = []

@@ -51,11 +51,11 @@ def read_bytes(source: str | Path | bytes | bytearray | memoryview, max_bytes: i
         else:
             raise ImageError(
                 Status.FAILED_TO_READ,
-                f"a {type(source).__name__} is no image; give a path, a URL, bytes, a PIL image, "
-                "an array or a tensor",
+                f"a {type(source).__name__} is not an image; give a path, a URL, bytes, a PIL "
+                "image, an array or a tensor",
             )
         if not data:
-            raise ImageError(Status.FAILED_TO_READ, "there are no bytes in it")
+            raise ImageError(Status.FAILED_TO_READ, "it is empty")
         _check_bytes(len(data), max_bytes)
         return data
 

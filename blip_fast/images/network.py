@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,6 +13,7 @@ T = TypeVar("T")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
 _LIBRARIES = ("aiohttp", "botocore", "gcsfs", "fsspec", "httpx")  # their errors are no OSError
 _BUSY = (408, 425, 429)  # of HTTP: answers below 500 that ask to come again
+_DENIED = (401, 403)
 
 
 def patiently(work: Callable[[], T], pauses: Sequence[float]) -> T:
@@ -22,33 +24,53 @@ def patiently(work: Callable[[], T], pauses: Sequence[float]) -> T:
 
     Raises:
         OSError: where the last attempt failed, too; what is not a network's fault, such as a file
-            that is not there, at once and as it is.
+            that is not there, at once.
     """
     for pause in (*pauses, None):
         try:
             return work()
         except Exception as error:
-            if not passing(error):
+            reason = _reason(error)
+            if pause is None or not passing(reason):
+                if _of_library(reason) or isinstance(reason, asyncio.TimeoutError):
+                    raise _as_os_error(reason) from error
                 raise
-            if pause is None:
-                raise _as_os_error(error) from error
             time.sleep(pause)
     raise AssertionError  # the last pause is None
 
 
 def passing(error: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
-    if isinstance(error, _FINAL):
+    if isinstance(error, _FINAL) or _is_no_host(error):
         return False
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status >= 500 or status in _BUSY
-    if isinstance(error, (OSError, asyncio.TimeoutError)):
-        return True
+    return isinstance(error, (OSError, asyncio.TimeoutError)) or _of_library(error)
+
+
+def _reason(error: Exception) -> Exception:
+    """What lies behind fsspec's word for every picture that a web server does not give: it is not
+    found."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        return cause if _of_library(cause) else error
+    return error
+
+
+def _of_library(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
+def _is_no_host(error: Exception) -> bool:
+    """Whether nobody has this name, as so many of old web tables."""
+    reason = getattr(error, "os_error", error)
+    return isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
+
+
 def _as_os_error(error: Exception) -> OSError:
-    if isinstance(error, OSError):
-        return error
-    return ConnectionError(f"{type(error).__name__}: {error}")
+    words = f"{type(error).__name__}: {error}"
+    status = getattr(error, "status", None)
+    if status == 404:
+        return FileNotFoundError(words)
+    return PermissionError(words) if status in _DENIED else ConnectionError(words)

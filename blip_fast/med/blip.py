@@ -6,6 +6,7 @@ is asked of it afterwards reads the memory through an index.
 
 from __future__ import annotations
 
+from math import prod
 from typing import cast
 
 import torch
@@ -98,9 +99,14 @@ class MED(nn.Module):
 
     def room_for(self, images: int, size: int) -> Tensor:
         """Unwritten memory for so many images of `size` pixels: `ImageMemory.pairs`."""
-        tokens = 1 + (size // self.config.vision.patch_size) ** 2
-        shape = memory_shape(self._reader, images, tokens)
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return torch.empty(self._memory_shape(images, size), dtype=self.dtype, device=self.device)
+
+    def memory_bytes(self, size: int) -> int:
+        """Bytes of `ImageMemory.pairs` for one image of `size` pixels."""
+        return prod(self._memory_shape(1, size)) * self.dtype.itemsize
+
+    def _memory_shape(self, images: int, size: int) -> tuple[int, ...]:
+        return memory_shape(self._reader, images, self.config.vision.tokens_at(size))
 
     def remember(self, tokens: Tensor) -> LiveMemory:
         """Image tokens [N, S, W] to their memory, with gradients."""

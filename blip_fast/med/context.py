@@ -41,6 +41,7 @@ class SelfCache:
     def empty(
         cls, config: TextConfig, rows: int, positions: int, dtype: torch.dtype, device: torch.device
     ) -> SelfCache:
+        """A cache of zeros for so many sequences of so many tokens at most."""
         shape = (config.depth, rows, positions, 2, config.heads, config.head_width)
         # Zeros, not whatever memory held: a masked key still meets the query, and NaN times 0 is
         # NaN.

@@ -49,6 +49,7 @@ class LayerNorm(nn.Module):
         return kernels.add_layernorm(x, residual, self.weight, self.bias, self.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> Tensor:
+        """LayerNorm of x + residual."""
         return kernels.layernorm_of_sum(x, residual, self.weight, self.bias, self.eps)
 
 

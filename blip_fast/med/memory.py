@@ -34,6 +34,7 @@ class ImageMemory:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of keys, values and feature."""
         return self.pairs.nbytes + (0 if self.feature is None else self.feature.nbytes)
 
     def to(self, device: torch.device | str) -> ImageMemory:

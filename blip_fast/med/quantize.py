@@ -50,7 +50,7 @@ def quantize_int8(model: MED) -> MED:
     """
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
-            f"int8 is for CPUs, beside float32 or bfloat16; this model is {model.dtype} on "
+            f"int8 needs a model of float32 or bfloat16 on a CPU; this one is {model.dtype} on "
             f"{model.device}"
         )
     stacks = [model.vision.blocks]
@@ -72,4 +72,5 @@ def quantize_int8(model: MED) -> MED:
 
 
 def is_quantized(model: nn.Module) -> bool:
+    """Whether any matrix of a model is int8."""
     return any(isinstance(module, Int8Linear) for module in model.modules())

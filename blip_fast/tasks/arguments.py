@@ -43,7 +43,7 @@ def seeds_of(seed: int | Iterable[int], number: int) -> Sequence[int]:
         return range(int(seed), int(seed) + number)
     seeds = list(seed) if isinstance(seed, Iterable) else [seed]
     if strange := [one for one in seeds if not isinstance(one, Integral)]:
-        raise ValueError(f"seed {strange[0]!r} is no integer")
+        raise ValueError(f"seed {strange[0]!r} is not an integer")
     same_number("seeds", len(seeds), number)
     return [int(one) for one in seeds]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 
 from blip_fast.decoding.engine import Listed, Source, check_room, default_slots, run
 from blip_fast.decoding.options import SearchOptions
 from blip_fast.decoding.slots import Request
 from blip_fast.images import ImageOptions, Status, read_pictures
 from blip_fast.med.blip import MED
-from blip_fast.med.memory import ImageMemory, memory_shape
+from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.captions import Generated, Outcome
 from blip_fast.tasks.stream import ImageStream
 from blip_fast.tasks.views import ImageList
@@ -48,7 +47,7 @@ def caption(
         slots = slots or default_slots(model, options, memory_bytes=0)
         source = Listed(images, [request(place, place) for place in range(total)])
     else:
-        slots = slots or default_slots(model, options, _memory_bytes(model, image_options.size))
+        slots = slots or default_slots(model, options, model.memory_bytes(image_options.size))
         pictures = read_pictures(images, image_options)
         source = stream = ImageStream(model, pictures, request, slots, batch_size, total)
 
@@ -71,9 +70,3 @@ def _move_failures(stream: ImageStream | None, done: dict[int, Outcome]) -> None
         for place, (status, error) in stream.failures.items():
             done[place] = Outcome((), status, error)
         stream.failures.clear()
-
-
-def _memory_bytes(model: MED, size: int) -> int:
-    """Of one image's memory."""
-    tokens = 1 + (size // model.config.vision.patch_size) ** 2
-    return prod(memory_shape(model.text_decoder, 1, tokens)) * model.dtype.itemsize

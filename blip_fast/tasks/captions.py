@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from blip_fast.decoding.repeats import is_degenerate
 from blip_fast.decoding.search import Written
@@ -36,6 +36,7 @@ class Generated:
 
     @classmethod
     def from_written(cls, written: Written, tokenizer: Tokenizer, keep_prompt: bool) -> Generated:
+        """What a search has written, as text."""
         ids = written.token_ids
         text, prompt = tokenizer.decode(ids), tokenizer.decode(ids[: written.prompt_length])
         if not keep_prompt and text.startswith(prompt):
@@ -50,6 +51,7 @@ class Generated:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields that are written to JSON files."""
         return {
             "text": self.text,
             "log_probability": self.log_probability,
@@ -89,6 +91,7 @@ class Captions(Sequence[tuple[Generated, ...]]):
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Captions:
+        """The texts of images, from what became of each."""
         return cls(
             rows=tuple(outcome.texts for outcome in outcomes),
             status=tuple(outcome.status for outcome in outcomes),
@@ -105,7 +108,15 @@ class Captions(Sequence[tuple[Generated, ...]]):
         """That of the best text of each image, minus infinity where there is none."""
         return [row[0].log_probability if row else float("-inf") for row in self.rows]
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> tuple[Generated, ...]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[tuple[Generated, ...], ...]: ...
+
+    def __getitem__(
+        self, place: int | slice
+    ) -> tuple[Generated, ...] | tuple[tuple[Generated, ...], ...]:
         return self.rows[place]
 
     def __len__(self) -> int:

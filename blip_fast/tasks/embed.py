@@ -17,6 +17,9 @@ from blip_fast.tasks.match import encode, warn_of_failures
 from blip_fast.tasks.views import read_batches
 from blip_fast.text import Tokenizer
 
+# Texts encoded at once: without an image they are short rows, so many fit.
+_TEXT_BATCH = 128
+
 
 def embed_images(
     model: MED, images: Sequence[Any], image_options: ImageOptions, batch_size: int
@@ -33,13 +36,11 @@ def embed_images(
     return features
 
 
-def embed_texts(
-    model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int
-) -> Tensor:
+def embed_texts(model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Tensor:
     """[T, E] float32 on the host."""
     features = empty_features(len(texts), model)
-    for start in range(0, len(texts), batch_size):
-        part = slice(start, start + batch_size)
+    for start in range(0, len(texts), _TEXT_BATCH):
+        part = slice(start, start + _TEXT_BATCH)
         packed = encode(tokenizer, texts[part], "[CLS]", max_length).to(model.device)
         with inference(model.device):
             features[part] = model.text_feature(packed).cpu()

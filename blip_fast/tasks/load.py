@@ -89,6 +89,7 @@ def from_transformers(
 
 
 def default_device() -> torch.device:
+    """The first GPU where torch has one to use, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -104,6 +105,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def cpu_multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products of bfloat16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -151,26 +153,22 @@ _DTYPES = {
 }
 
 
+def _as_device(device: torch.device | str) -> torch.device:
+    """Raises a ValueError where there is no such device here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {reason}; leave it out for the default"
+        ) from error
+    return found
+
+
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Raises a ValueError where it is none that the kernels compute in."""
     for name, known in _DTYPES.items():
         if dtype in (name, known):
             return known
     raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-
-
-def _as_device(device: torch.device | str) -> torch.device:
-    """Raises a ValueError where there is no such device here."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device is {device!r}; it must be as 'cpu', 'cuda' or 'cuda:1'"
-        ) from error
-    number = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= number:
-        raise ValueError(
-            f"device is {str(device)!r}, and torch {torch.__version__} sees {number} GPUs; give "
-            "'cpu', or install a build of torch for CUDA where there is a GPU"
-        )
-    return found

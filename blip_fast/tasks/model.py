@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
+from blip_fast.decoding.limit import default_budget
 from blip_fast.decoding.options import DEFAULT_TOP_K, EarlyStopping, SearchOptions
 from blip_fast.images import ImageError, ImageOptions, Picture
 from blip_fast.med.blip import MED
@@ -23,7 +24,7 @@ from blip_fast.tasks import arguments as given
 from blip_fast.tasks.captions import Captions, Outcome
 from blip_fast.tasks.match import Pairs, Score
 from blip_fast.tasks.retrieve import RankBy, Retrieval
-from blip_fast.tasks.views import Images, default_budget, listed, views, within
+from blip_fast.tasks.views import Images, listed, views
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -32,9 +33,6 @@ DEFAULT_PROMPT = "a picture of "
 # Images whose memory is held at once: 8 of a base model take 170 MB in bf16.
 _CPU_BATCH, _DEVICE_BATCH = 8, 64
 
-# Texts encoded at once where there is no image: short rows, so many fit.
-_TEXT_BATCH = 128
-
 
 @dataclass(frozen=True)
 class Blip:
@@ -42,7 +40,8 @@ class Blip:
 
     Wherever a method takes `images`, it takes one image or many (paths, URLs, bytes, PIL images,
     arrays, tensors) or the `ImageMemory` that `see` made of them. An image that cannot be read
-    never costs its neighbours their result: its own is a status, or NaN with a warning.
+    never costs its neighbours their result: its own is a status, or NaN with a warning. A method
+    that the checkpoint has no parts for raises a ValueError that says which checkpoint has.
 
     Attributes:
         med: the network.
@@ -312,7 +311,7 @@ class Blip:
         """Normalised ITC features [T, E], float32 on the host."""
         self._require(self.config.has_matching, "embed", "matching")
         several, max_length = given.texts_of(texts), self._cut_to(max_length)
-        return embed.embed_texts(self.med, self.tokenizer, several, max_length, _TEXT_BATCH)
+        return embed.embed_texts(self.med, self.tokenizer, several, max_length)
 
     def answer(
         self,
@@ -386,7 +385,8 @@ class Blip:
         return given.positive("batch_size", batch_size, default)
 
     def _within(self, budget: int) -> int:
-        return within(given.positive("memory_budget", budget, 1), self.med, self.image_size)
+        budget = given.positive("memory_budget", budget, 1)
+        return max(1, budget // self.med.memory_bytes(self.image_size))
 
     def _cut_to(self, length: int | None, name: str = "max_length") -> int:
         return given.text_length(name, length, self.config.text.max_positions)

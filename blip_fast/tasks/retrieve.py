@@ -19,14 +19,13 @@ from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.embed import embed_texts, empty_features, features_of, similarity
 from blip_fast.tasks.match import encode, grounded_token, match_view, warn_of_failures
-from blip_fast.tasks.views import ImageList, View, in_batches, views, within
+from blip_fast.tasks.views import ImageList, View, in_batches, views
 from blip_fast.text import Tokenizer
 
 # "itm+itc" is the published one: the logit of a match plus the cosine.
 RankBy = Literal["itm+itc", "itm", "itc"]
 
 _IMAGES_PER_PART = 1024  # of the similarities held at once
-_TEXT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ def retrieve(
             f"{', '.join(get_args(RankBy))}"
         )
     if not len(images) or not len(texts):
-        raise ValueError(f"there are {len(images)} images and {len(texts)} texts")
+        raise ValueError(f"there is nothing to rank: {len(images)} images and {len(texts)} texts")
     failures: dict[int, Picture] = {}
     looked = _FirstLook(model, images, image_options, batch_size, budget // 2, failures)
     warn_of_failures(failures)
-    written = embed_texts(model, tokenizer, texts, max_length, _TEXT_BATCH)
+    written = embed_texts(model, tokenizer, texts, max_length)
     found = candidates(looked.features, written, k)
     if rank_by == "itc":
         return found
@@ -87,7 +86,8 @@ def retrieve(
     sequences = encode(tokenizer, texts, grounded_token(model), max_length).tolist()
     logits = torch.full((len(pairs),), -torch.inf, dtype=torch.float32)
     wanted = sorted(set(pairs[:, 0].tolist()))
-    for view in looked.again(wanted, within(budget // 2, model, image_options.size)):
+    together = max(1, budget // 2 // model.memory_bytes(image_options.size))
+    for view in looked.again(wanted, together):
         at, both = match_view(model, view, sequences, pairs)
         logits[at] = both[:, 1]
         del view  # or its memory would be held while the next is made
@@ -168,7 +168,8 @@ class _FirstLook:
                 memory = self._model.memory_of(tokens)
             yield View(some, memory, torch.arange(len(some), device=self._model.device))
             del tokens, memory
-        rest = [place for place in places if place not in set(kept)]
+        held = set(kept)
+        rest = [place for place in places if place not in held]
         # What could be read once is named where it now cannot: its score stays minus infinity.
         failures: dict[int, Picture] = {}
         yield from views(self._model, self._images, self._options, batch_size, failures, rest)

@@ -129,7 +129,7 @@ def _exactly(index: FeatureIndex, vector: np.ndarray, number: int) -> tuple[Any,
 
 def _with_faiss(index: FeatureIndex, vector: np.ndarray, number: int) -> tuple[Any, Any]:
     if importlib.util.find_spec("faiss") is None:
-        raise ValueError("FAISS is not installed; pip install 'blip-fast[search]', or exact search")
+        raise ValueError("FAISS is not installed; pip install 'blip-fast[search]', or take 'exact'")
     import faiss
 
     inverted = _inverted_file(faiss, index)

@@ -149,22 +149,5 @@ def read_batches(
         yield _stacked(batch)
 
 
-def default_budget(device: torch.device) -> int:
-    """Bytes of memories that may be held at once where nothing else is said."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    return 512 << 20
-
-
-def within(budget: int, model: MED, image_size: int) -> int:
-    """How many images' memories a budget in bytes holds; one at least.
-
-    Args:
-        image_size: in pixels.
-    """
-    text, tokens = model.config.text, 1 + (image_size // model.config.vision.patch_size) ** 2
-    return max(1, budget // (text.depth * tokens * 2 * text.width * model.dtype.itemsize))
-
-
 def _stacked(batch: list[tuple[int, Picture]]) -> tuple[list[int], Tensor]:
     return [place for place, _ in batch], stack([picture for _, picture in batch])

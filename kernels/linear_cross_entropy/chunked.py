@@ -93,6 +93,7 @@ def linear_cross_entropy_backward(
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:
+    """0 to `length` in slices of `size`; the last may be shorter."""
     return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
 
 

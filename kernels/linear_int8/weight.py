@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# csrc/cpu/linear_int8.cpp has the same three numbers.
+# csrc/cpu/linear_int8.cpp has the same numbers.
 PANEL, QUAD = 32, 4
 LEVELS = 127  # from 0 to a row's largest magnitude; -128 is not used
 LEAST = 1e-30  # a row's largest magnitude counts at least as much, so that zeros stay zeros
@@ -71,6 +71,7 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, K), of the weight before it was quantised."""
         return self.scales.numel(), self.width
 
     def integers(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from PIL import Image
 from blip_fast.capfilt import CapFiltOptions, StageFailed, ledger, read_rows, run_capfilt
 from blip_fast.capfilt.ledger import Ledger
 from blip_fast.capfilt.rows import committed
+from blip_fast.cli import main
 from blip_fast.data.web import open_web
 
 OPTIONS = CapFiltOptions(batch_size=2, shard_size=2, gallery=3)
@@ -125,7 +127,7 @@ def test_a_folder_that_disappears(source: Path, tmp_path: Path, stub: Any, clean
         return opening(shard)
 
     web.open = take_away  # type: ignore[method-assign]
-    with pytest.raises(FileNotFoundError, match="the folder .* has gone"):
+    with pytest.raises(FileNotFoundError, match="the folder .* is gone"):
         run_capfilt(web, tmp_path / "out", model, model, OPTIONS)
     assert set(committed(tmp_path / "out")) <= {"00000", "00001"}
     away.rename(source)
@@ -136,18 +138,35 @@ def test_a_shard_that_disappears(tmp_path: Path, stub: Any, two_tars: Path) -> N
     second = two_tars / "00001.tar"
     source, model = open_web(two_tars), stub()
     held = second.rename(tmp_path / "held.tar")
-    with pytest.raises(StageFailed, match="shard 00001 of .* cannot be opened.*goes on"):
-        run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
-    assert committed(tmp_path / "out") in ([], ["00000"])
+    summary = run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
+    assert (summary.complete, list(summary.undone), summary.count) == (False, ["00001"], 3)
+    assert "FileNotFoundError" in summary.stats["losses"][0]["what"]
+    assert "00001.tar" in summary.report.read_text(encoding="utf-8")
     held.rename(second)
     assert run_capfilt(two_tars, tmp_path / "out", model, model, OPTIONS).complete
+
+
+def test_shards_behind_one_that_is_not_there(
+    tmp_path: Path, two_tars: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (two_tars / "00000.tar").unlink()
+    command = ["capfilt", f"{two_tars}/{{00000..00001}}.tar", "--output", str(tmp_path / "out")]
+    models = ["--captioner", "scenes", "--filter", "scenes", "--device", "cpu"]
+    assert main([*command, *models]) == 1
+    told = capsys.readouterr()
+    assert "3 of 3 pictures read" in told.err and "1 left undone: 00000." in told.err
+    assert told.out.strip().endswith("report.html")
+    (two_tars / "00001.tar").unlink()
+    command[3] = str(tmp_path / "nothing")
+    assert main([*command, *models]) == 1
+    assert "error: shard 00000 of" in capsys.readouterr().err
 
 
 def test_a_network_that_is_gone_leaves_the_shard_undone(tmp_path: Path, stub: Any) -> None:
     manifest = tmp_path / "web.json"
     manifest.write_text('[{"url": "memory://gone/a.jpg"}, {"url": "memory://gone/b.jpg"}]')
     model = stub()
-    with pytest.raises(StageFailed, match="no picture of shard 00000 could be read; the network"):
+    with pytest.raises(StageFailed, match=r"no picture of shard 00000 could be read.*b\.jpg"):
         run_capfilt(manifest, tmp_path / "out", model, model, OPTIONS)
     assert committed(tmp_path / "out") == []
     import fsspec
@@ -156,6 +175,27 @@ def test_a_network_that_is_gone_leaves_the_shard_undone(tmp_path: Path, stub: An
         Image.new("RGB", (8, 8)).save(file, "PNG")
     summary = run_capfilt(manifest, tmp_path / "out", model, model, OPTIONS)
     assert (summary.count, summary.successes) == (2, 1)  # one dead link is a row
+
+
+def test_a_wrong_image_root_is_no_result(tmp_path: Path, source: Path, stub: Any) -> None:
+    manifest, model = tmp_path / "web.json", stub()
+    names = [path.name for path in sorted(source.glob("*_*.png"))]
+    manifest.write_text(json.dumps([{"image": name} for name in names]))
+    for options in (OPTIONS, replace(OPTIONS, shard_size=99)):
+        with pytest.raises(StageFailed, match="no picture of shard .* could be read.*FileNotFound"):
+            run_capfilt(manifest, tmp_path / "out", model, model, replace(options, overwrite=True))
+    rooted = replace(OPTIONS, shard_size=99, image_root=source)
+    assert run_capfilt(manifest, tmp_path / "out", model, model, rooted).successes == len(names)
+
+
+def test_a_last_shard_of_dead_links_costs_that_shard(
+    tmp_path: Path, source: Path, stub: Any
+) -> None:
+    manifest, model = source / "web.json", stub()
+    manifest.write_text(json.dumps([{"image": n} for n in ("a_good.png", "b_bad.png", "none.png")]))
+    summary = run_capfilt(manifest, tmp_path / "out", model, model, OPTIONS)
+    assert (summary.successes, list(summary.undone), summary.complete) == (2, ["00001"], False)
+    assert "none.png" in summary.report.read_text(encoding="utf-8")
 
 
 def test_changed_settings_are_refused(source: Path, tmp_path: Path, stub: Any) -> None:
@@ -167,12 +207,12 @@ def test_changed_settings_are_refused(source: Path, tmp_path: Path, stub: Any) -
         ((model, model), {"threshold": 0.6}, "threshold was 0.5 and is 0.6"),
         ((model, model), {"prompt": "a "}, "prompt was 'a picture of ' and is 'a '"),
         ((model, model), {"batch_size": 3}, "batch_size was 2 and is 3"),
-        ((model, other), {}, "filters was"),
+        ((model, other), {}, r"filters\[0\].sha256 was '0+' and is '1+'\. Ask"),
     ):
         with pytest.raises(ValueError, match=message):
             run_capfilt(source, tmp_path / "out", *models, replace(OPTIONS, **changes))
     (source / "more.png").write_bytes((source / "a_good.png").read_bytes())
-    with pytest.raises(ValueError, match="belongs to another run: source was"):
+    with pytest.raises(ValueError, match="belongs to another run: source was .* called '"):
         run_capfilt(source, tmp_path / "out", model, model, OPTIONS)
     free = replace(OPTIONS, overwrite=True, threshold=0.6)
     assert run_capfilt(source, tmp_path / "out", model, model, free).count == 8

@@ -63,6 +63,14 @@ def test_it_is_the_run_with_that_threshold(some: Path, tmp_path: Path, threshold
     assert (tmp_path / "view/report.html").is_file()
 
 
+def test_of_a_run_that_lacks_a_shard(two_tars: Path, tmp_path: Path) -> None:
+    (two_tars / "00000.tar").unlink()
+    first = run(Path(f"{two_tars}/{{00000..00001}}.tar"), tmp_path / "first", 0.5)
+    stats = write_view(first, tmp_path / "view", Rule(0.5), tars=True)
+    assert stats["count"] == 3
+    assert shards(tmp_path / "view", ".tar") == shards(first, ".tar") != {}
+
+
 def test_without_tars_the_source_is_not_needed(source: Path, tmp_path: Path) -> None:
     first = run(source, tmp_path / "first", 0.9)
     source.rename(tmp_path / "gone")
@@ -88,6 +96,19 @@ def test_the_manifest_trains(source: Path, tmp_path: Path) -> None:
         if c["kept"]
     }
     assert pairs == wanted and all(Path(path).is_file() for path, _ in pairs)
+
+
+def test_pictures_within_shards_are_in_no_manifest(
+    two_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(two_tars, tmp_path / "first", 0.5)
+    command = ["tune", str(first), "--threshold", "0.2", "--output", str(tmp_path / "view")]
+    assert main(command) == 0
+    stats = json.loads((tmp_path / "view/totals.json").read_text(encoding="utf-8"))
+    assert f"{stats['pairs']} pairs are not in kept.jsonl" in capsys.readouterr().err
+    assert stats["listed"] == 0 and (tmp_path / "view/kept.jsonl").read_text() == ""
+    assert main([*command[:-1], str(tmp_path / "shards"), "--tars"]) == 0
+    assert "kept.jsonl" not in capsys.readouterr().err
 
 
 def test_pictures_that_have_gone_are_counted(source: Path, tmp_path: Path) -> None:

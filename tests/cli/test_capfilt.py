@@ -47,11 +47,36 @@ def test_refusals_come_before_loading(
         ((pictures, "--output", tmp_path / "o", "--num-shards", 2, "--shard-index", 2), "from 0"),
         ((pictures, "--output", tmp_path / "o", "--threshold", 2), "threshold 2.0"),
         ((pictures, "--output", tmp_path / "o", "--num-captions", 0), "must be at least 1"),
+        ((pictures, "--output", tmp_path / "o", "--ray-workers", 2), "goes with --ray"),
     ):
         code, _, err = run("capfilt", *argv)
         assert code == 1 and message in err
     assert loads == []
-    assert run("capfilt", pictures, "--output", tmp_path / "done", "--overwrite")[0] == 0
+
+
+def test_a_source_without_pictures(run: Any, loads: list, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    code, _, err = run("capfilt", tmp_path / "a.tar", "--output", tmp_path / "out")
+    assert code == 1 and err.startswith(f"no pictures in {tmp_path}/a.tar\n")
+    code, out, _ = run("check", tmp_path / "a.tar")
+    assert code == 1 and "there are no pictures in" in out and "no faults" not in out
+
+
+def test_overwrite_replaces_runs_and_nothing_else(
+    run: Any, pictures: Path, loads: list, tmp_path: Path
+) -> None:
+    """Shards that somebody else wrote, as those of the source, are not removed."""
+    assert run("capfilt", pictures, "--output", tmp_path / "web")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "web").glob("0*")}
+    for source in (tmp_path / "web", f"{tmp_path}/web/{{00000..00000}}.tar"):
+        code, _, err = run("capfilt", source, "--output", tmp_path / "web", "--overwrite")
+        assert code == 1 and "holds the source" in err
+    (tmp_path / "web/run.json").unlink()
+    code, _, err = run("capfilt", pictures, "--output", tmp_path / "web", "--overwrite")
+    assert code == 1 and "holds shards but no run.json" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "web").glob("0*")} == before
+    code, _, err = run("capfilt", pictures, "--output", pictures)
+    assert code == 1 and "holds the source" in err and len(loads) == 2
 
 
 def test_a_finished_run_is_told_again_and_other_settings_are_refused(

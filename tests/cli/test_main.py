@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blip_fast.cli import main
+from blip_fast.cli import main, program
 from blip_fast.cli.common import modern_spelling
 
 
@@ -40,6 +40,28 @@ def test_errors_are_one_line(run: Any, tmp_path: Path, monkeypatch: pytest.Monke
     code, out, err = run("caption", tmp_path / "a.png", "--model", "x", "--json")
     assert code == 1 and out == ""
     assert err == "blip-fast: error: there is no checkpoint 'x'; 'scenes' is in the package\n"
+
+
+def test_an_interrupted_command_does_not_wait_for_its_threads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python's own end would take objects away from under a thread in the middle of a batch."""
+
+    class Gone(BaseException):
+        pass
+
+    def interrupt(_: object) -> int:
+        raise KeyboardInterrupt
+
+    def leave(code: int) -> None:
+        raise Gone(code)
+
+    monkeypatch.setattr("blip_fast.cli.info.run", interrupt)
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setattr("sys.argv", ["blip-fast", "info"])
+    with pytest.raises(Gone, match="130"):
+        program()
+    assert capsys.readouterr().err == "blip-fast: interrupted\n"
 
 
 def test_no_pictures_is_an_error_before_loading(run: Any, loads: list, tmp_path: Path) -> None:

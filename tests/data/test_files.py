@@ -19,6 +19,13 @@ def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_two_files_of_a_folder_can_be_written_at_once(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "b") as second:
+        first.write_text("a")
+        second.write_text("b")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "a", "b": "b"}
+
+
 def test_replacing_takes_the_longest_names(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 251 + ".txt")
     with replacing(path) as temporary:

@@ -1,3 +1,5 @@
+"""Pictures of folders, files and URLs, each once, with the texts beside them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip_fast.data import find, read_folder
+from blip_fast.data import find
+from blip_fast.data.web import WebPicture, open_web
 
 
 @pytest.fixture
@@ -19,29 +22,28 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_records_carry_the_text_beside_the_picture(folder: Path) -> None:
-    records = {record.key: record for record in read_folder(folder)}
-    assert list(records) == sorted(records)
-    assert records["a.jpg"].web_text == "a cat"
-    assert records["b.png"].web_text == "a dog"
-    assert records["sub/猫.png"].web_text is None and not records["sub/猫.png"].web_error
-    assert records["sub/c.png"].web_text is None
-    assert "not UTF-8" in records["sub/c.png"].web_error
+def pictures(folder: Path, recursive: bool = True) -> dict[str, WebPicture]:
+    shard = open_web(folder, recursive=recursive).open(0)
+    return {shard[n].key: shard[n] for n in range(len(shard))}
+
+
+def test_pictures_carry_the_text_beside_them(folder: Path) -> None:
+    found = pictures(folder)
+    assert list(found) == sorted(found)
+    assert found["a.jpg"].texts == ("a cat",)
+    assert found["b.png"].texts == ("a dog",)
+    assert found["sub/猫.png"].texts == () and not found["sub/猫.png"].text_failed
+    assert found["sub/c.png"].texts == () and found["sub/c.png"].text_failed
+    assert "not UTF-8" in found["sub/c.png"].error
 
 
 def test_txt_comes_before_caption(folder: Path) -> None:
     (folder / "b.txt").write_text("", encoding="utf-8")
-    records = {record.key: record for record in read_folder(folder)}
-    assert records["b.png"].web_text == ""
+    assert pictures(folder)["b.png"].texts == ("",)
 
 
 def test_not_recursive_leaves_folders_out(folder: Path) -> None:
-    assert [record.key for record in read_folder(folder, recursive=False)] == ["a.jpg", "b.png"]
-
-
-def test_a_file_is_not_a_folder(folder: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder"):
-        list(read_folder(folder / "a.jpg"))
+    assert list(pictures(folder, recursive=False)) == ["a.jpg", "b.png"]
 
 
 def test_find_takes_folders_files_and_urls_once_each(folder: Path) -> None:

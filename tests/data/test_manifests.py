@@ -149,7 +149,7 @@ GOOD = {"image": "a.jpg", "caption": "a cat"}
         ({"image": 7, "caption": "x"}, "image or url or file_name is 7, not a text"),
         ({"image": "b.jpg", "caption": ["x", 5]}, "a caption is 5, not a text"),
         ({"image": "b.jpg", "caption": []}, "the list of captions is empty"),
-        (["b.jpg", "x"], "is no object with fields"),
+        (["b.jpg", "x"], "is not an object with fields"),
     ],
 )
 def test_a_faulty_row_costs_itself_alone(write, row: Any, message: str) -> None:

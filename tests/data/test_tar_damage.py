@@ -64,7 +64,7 @@ def test_cut_in_a_header(shard: Path, left: int) -> None:
     os.truncate(shard, at + left)
     assert complete(shard) == keys(8)
     [damage] = damages(shard)
-    assert damage.startswith(f"at byte {at}: the last {left} bytes are no whole block")
+    assert damage.startswith(f"at byte {at}: the last {left} bytes are not a whole block")
 
 
 def test_cut_in_the_end_mark(shard: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from tars import change, data_of, header_of, twenty
 
-from blip_fast.data.web import WebPicture, WebSource, open_web
+from blip_fast.data.web import WebPicture, WebSource, manifests, open_web
 from blip_fast.data.web.manifests import WebManifest
 from blip_fast.images import Status
 
@@ -140,6 +141,38 @@ def test_parquet_with_bytes_and_without_texts(tmp_path: Path) -> None:
         open_web(tmp_path / "b.parquet")
 
 
+def test_parquet_with_several_texts_a_picture(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": [{"bytes": b"x"}, {"bytes": b"y"}, {"bytes": None}],
+            "caption": [["one", " two "], [], None],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = pictures(open_web(tmp_path / "a.parquet"))
+    assert [picture.texts for picture in found] == [("one", "two"), (), ()]
+    assert [picture.status for picture in found][1:] == [Status.SUCCESS, Status.FAILED_TO_READ]
+    named = pa.table({"path": ["a.jpg"], "text": pa.array(["coded"]).dictionary_encode()})
+    pq.write_table(named, tmp_path / "b.parquet")
+    (coded,) = pictures(open_web(tmp_path / "b.parquet"))
+    assert coded.texts == ("coded",) and coded.path == str(tmp_path / "a.jpg")
+
+
+def test_damaged_parquet_is_no_disk_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    images = [bytes([number]) * 999 for number in range(2)]
+    pq.write_table(pa.table({"image": images}), path, row_group_size=1, use_dictionary=False)
+    chunk = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xee" * chunk.total_compressed_size
+    path.write_bytes(data)
+    source = open_web(path, 1)
+    assert len(source.open(0)) == 1
+    with pytest.raises(ValueError, match="a.parquet, row group 1 is damaged: "):
+        source.open(1)
+
+
 def test_rows_of_one_picture_become_one(tmp_path: Path) -> None:
     rows = [
         {"image": "b.jpg", "caption": "b 1"},
@@ -156,13 +189,25 @@ def test_rows_of_one_picture_become_one(tmp_path: Path) -> None:
     assert list(found) == ["b.jpg", "a.jpg", "c.jpg", "d.jpg", "row 5", "https://e/e.jpg"]
     assert found["b.jpg"].texts == ("b 1", "b 2") and found["a.jpg"].texts == ("a 1", "a 2")
     assert found["b.jpg"].image == tmp_path / "b.jpg" and not found["c.jpg"].text_failed
-    assert found["d.jpg"].text_failed and "caption 3 is no text" in found["d.jpg"].error
+    assert found["d.jpg"].text_failed and "caption 3 is not a text" in found["d.jpg"].error
     assert found["row 5"].image is None and "names no picture" in found["row 5"].error
     assert found["https://e/e.jpg"].image == "https://e/e.jpg"
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows[:3])) + "\n{broken\n")
     *good, bad = pictures(open_web(tmp_path / "m.jsonl", image_root="/root"))
     assert [p.texts for p in good] == [("b 1", "b 2"), ("a 1", "a 2")] and "line 4" in bad.error
     assert good[0].image == Path("/root/b.jpg")
+
+
+def test_json_lines_are_not_in_memory_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    row = json.dumps({"url": "https://example.org/a.jpg", "caption": "a dog on a beach"}) + "\n"
+    path.write_text(row * 20_000)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in manifests._read(path, path.name)) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_coco_and_karpathy(tmp_path: Path) -> None:

@@ -69,5 +69,5 @@ def test_shared_beginnings_are_run_once_and_no_logits_are_kept(
 
 
 def test_candidates_need_a_token() -> None:
-    with pytest.raises(ValueError, match="candidate 1 holds"):
+    with pytest.raises(ValueError, match=r"candidate 1 is \[126\]; it needs two tokens"):
         Candidates.of([[DEC, 5, SEP], [DEC]])

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from forcing import ISAS, TILES, Recorder, forced_isa
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -26,11 +27,6 @@ from blip_fast.kernels import _ops
 
 Result = Tensor | tuple[Tensor, ...]
 
-# The levels of csrc/include/blip_fast/isa.h; tests/kernels/test_gate.py holds them together.
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")
-# Beside them in rooms with a path over AMX tiles: the processor's, and the same path on emulated
-# ones, with the vectors of such a processor and with anyone's.
-TILES = ("amx", "amx-emulated", "amx-portable")
 TILED_ROOMS = ("attention", "linear_int8")
 # Tests of few cases, under one instruction set.
 SLOW = ("test_gradients_of_strided", "test_compiled", "test_operators")
@@ -101,39 +97,6 @@ def forced(run: Run) -> Iterator[None]:
         pytest.skip(f"{run}: {obstacles[0]}")
     with kernels.use(run.implementation, run.room), forced_isa(run.isa):
         yield
-
-
-@contextmanager
-def forced_isa(isa: str) -> Iterator[None]:
-    """Use one instruction set inside a `with`, or with an empty name the processor's best."""
-    if not isa:
-        yield
-        return
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(isa)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {isa}: {error}")
-    try:
-        yield
-        assert torch.ops.blip_fast.cpu_isa() == isa, f"{isa} was changed inside the test"
-    finally:
-        torch.ops.blip_fast.set_cpu_isa(before)
-
-
-class Recorder(TorchDispatchMode):
-    """Our operators that ran, by name, and the arguments of each one's first run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.arguments: dict[Any, tuple[Any, dict]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "blip_fast":
-            self.names.append(str(func))
-            self.arguments.setdefault(func, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 class Largest(TorchDispatchMode):

@@ -1,54 +1,17 @@
-"""What the tests of both rooms of attention to memory share: forcing, recording, formulas."""
+"""What the tests of both rooms of attention to memory share: paths, formulas, memory with NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate
 
-import gate
-import pytest
 import torch
+from forcing import ISAS, TILES
 from oracles import attend
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from blip_fast import kernels
-from blip_fast.kernels import _ops
-
-ISAS = (*gate.ISAS, *gate.TILES)
-IMPLEMENTATIONS = ("reference", *ISAS)
+NATIVE_PATHS = (*ISAS, *TILES)
+PATHS = ("reference", *NATIVE_PATHS)
 DTYPES = (torch.float32, torch.bfloat16)
-
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
-
-
-class Recorder(TorchDispatchMode):
-    """The names of our operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "blip_fast":
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def forced(implementation: str) -> Iterator[None]:
-    """Run the reference, or the compiled code under one instruction set, inside a `with`."""
-    if implementation == "reference":
-        with kernels.use("reference"):
-            yield
-        return
-    if not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    with gate.forced_isa(implementation), kernels.use("native"):
-        yield
 
 
 def offsets_of(lengths: list[int]) -> Tensor:

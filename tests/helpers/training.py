@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from factories import randomise, tiny_config, tiny_vocabulary
 
 from blip_fast.data.batches import stable_seed
@@ -106,9 +107,11 @@ def run_processes(function: Callable[..., None], number: int, *args: Any) -> lis
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed.checkpoint", "training"])
-    port = _free_port()
+    # They meet at a store of this process, as at torchrun's: a free port that the first of them
+    # were to listen on could be taken before it does.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = [
-        context.Process(target=_child, args=(function, rank, number, port, args))
+        context.Process(target=_child, args=(function, rank, number, store.port, args))
         for rank in range(number)
     ]
     for child in children:
@@ -129,13 +132,6 @@ def _child(
             "WORLD_SIZE": str(number),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
     function(*args)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]

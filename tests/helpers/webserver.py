@@ -14,7 +14,7 @@ class Site:
     Attributes:
         files: by path, with its slash.
         failing: by path, the answers that come before the file: numbers of HTTP, or 0 for a
-            connection that is closed without a word.
+            connection that is closed without a word. GET uses one up, HEAD looks at it.
         asked: paths, in order; of GET alone. What follows a question mark does not count.
     """
 
@@ -51,9 +51,12 @@ def serving() -> Iterator[Site]:
                 self.wfile.write(data)
 
         def do_HEAD(self) -> None:
-            data = site.files.get(self.path.partition("?")[0])
-            if data is None:
-                self.send_error(404)
+            path = self.path.partition("?")[0]
+            data, failing = site.files.get(path), site.failing.get(path)
+            if failing or data is None:
+                if status := failing[0] if failing else 404:
+                    self.send_error(status)
+                self.close_connection = True
             else:
                 self._head(data)
 

@@ -64,7 +64,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     reasons = {
         "folder.jpg": "is a folder",
-        "empty.jpg": "no bytes",
+        "empty.jpg": "it is empty",
         "broken.jpg": "FileNotFoundError",
         "loop.jpg": "OSError",
         "pipe.jpg": "not a regular file",

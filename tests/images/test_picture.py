@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +55,6 @@ def test_lazy_and_bounded() -> None:
         next(pictures)
         assert len(taken) <= asked + 4
     pictures.close()
-    time.sleep(0.01)
     assert not [t for t in threading.enumerate() if t.name.startswith("read_pictures")]
 
 

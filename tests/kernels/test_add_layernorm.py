@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from gate import Case, Gate, Recorder, Run, forced
+from forcing import Recorder
+from gate import Case, Gate, Run, forced
 from torch import Tensor
 from torch.nn import functional as F
 

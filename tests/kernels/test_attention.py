@@ -7,18 +7,13 @@ from itertools import accumulate
 
 import pytest
 import torch
-from gate import ISAS, TILES, forced_isa
+from forcing import ISAS, TILES, Recorder, forced_path, needs_native, threads
 from oracles import attend
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
-from blip_fast.kernels import _ops
 
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
 DTYPES = [torch.float32, torch.bfloat16]
 # One token, few, around the blocks of keys (64; 32 on tiles) and of queries, and the model's at
 # 224 px.
@@ -27,29 +22,10 @@ LENGTHS = [[1], [5, 1, 17, 2], [3, 3, 3], [64, 0, 65], [31, 97], [197]]
 WIDTHS = [1, 16, 33, 80, 128]
 
 
-class Recorder(TorchDispatchMode):
-    """The names of our operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "blip_fast":
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture(params=[*ISAS, *TILES, "reference"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """The native code of one instruction set after the other, and the reference, by name."""
-    if request.param == "reference":
-        with kernels.use("reference", "attention"):
-            yield request.param
-        return
-    if not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    with forced_isa(request.param), kernels.use("native", "attention"):
+    with forced_path(request.param, "attention"):
         yield request.param
 
 
@@ -218,21 +194,17 @@ def test_logsumexp() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(1, 300, 1), (3, 90, 2)])
 def test_two_runs_are_bit_equal_whatever_the_threads(
-    threads: int, shape: tuple[int, int, int]
+    number: int, shape: tuple[int, int, int]
 ) -> None:
     images, tokens, heads = shape
     qkv = torch.randn(images, tokens, 3, heads, 64).bfloat16()
     grad = torch.randn(images, tokens, heads, 64).bfloat16()
-    before = torch.get_num_threads()
     first = kernels.attention(qkv), gradient(kernels.attention, qkv, grad)
-    torch.set_num_threads(threads)
-    try:
+    with threads(number):
         second = kernels.attention(qkv), gradient(kernels.attention, qkv, grad)
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forcing import Recorder
+from gate import Largest
 from tolerance import assert_close_as_torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
 from blip_fast.kernels.contrastive import chunked, reference
@@ -106,21 +107,14 @@ def test_no_rows_and_other_layouts(implementation: str) -> None:
 
 
 def test_similarities_of_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and str(func) != "aten.slice.Tensor":
-                sizes.append(result.numel())
-            return result
-
     monkeypatch.setattr(chunked, "BANK", 64)
     query, momentum, bank = (torch.randn(n, 8) for n in (16, 16, 1000))
     ids, bank_ids, heat = torch.arange(16), torch.arange(1000), torch.tensor(0.1)
-    arguments, sizes = (query, momentum, bank, heat, ids, bank_ids), []
-    with Largest():
+    arguments = (query, momentum, bank, heat, ids, bank_ids)
+    with Largest() as largest:
         losses, statistics = chunked.contrastive(*arguments, 0.4)
         chunked.contrastive_backward(losses, *arguments, statistics, 0.4)
-    assert max(sizes) == 2 * 16 * 64
+    assert largest.elements == 2 * 16 * 64
 
 
 def test_operators_are_sound_and_compile_whole() -> None:
@@ -144,19 +138,12 @@ def test_operators_are_sound_and_compile_whole() -> None:
 
 
 def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "blip_fast":
-                names.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     query, momentum, bank, ids, bank_ids = inputs()
     arguments = (*(t.float() for t in (query, momentum, bank)), torch.tensor(0.07), ids, bank_ids)
     for name, expected in (("chunked", ["blip_fast.contrastive.chunked"]), ("reference", [])):
-        names: list[str] = []
-        with kernels.use(name, "contrastive"), Recorder():
+        with kernels.use(name, "contrastive"), Recorder() as recorder:
             kernels.contrastive(*arguments, 0.4)
-        assert names == expected
+        assert recorder.names == expected
 
 
 def test_shapes_are_checked() -> None:

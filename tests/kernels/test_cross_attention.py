@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forcing import Recorder, forced_path, needs_native, threads
 from memories import (
     DTYPES,
-    IMPLEMENTATIONS,
-    ISAS,
-    Recorder,
+    NATIVE_PATHS,
+    PATHS,
     attend_to_memories,
     between_nans,
-    forced,
-    needs_native,
     offsets_of,
 )
 from tolerance import assert_close_as_torch, wide
@@ -71,7 +69,7 @@ def check(
         return [out.detach(), *grads]
 
     truth, same = results(formula, wide(dtype)), results(formula, dtype)
-    with forced(implementation):
+    with forced_path(implementation):
         actual = results(run, dtype)
         with torch.no_grad():
             alone = run(q, memory, texts)
@@ -82,23 +80,23 @@ def check(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", PATHS)
 def test_texts_of_every_kind(implementation: str, texts: Texts, dtype: torch.dtype) -> None:
     check(implementation, implementation, texts, 19, 64, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("keys", "width"), SIZES)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_sizes_of_every_kind(isa: str, keys: int, width: int, dtype: torch.dtype) -> None:
     check(isa, isa, ([7, 2, 13, 70], [0, 2, 0, 1], None), keys, width, dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_one_key_gives_its_value_and_no_gradient_to_queries(isa: str) -> None:
     q, memory = inputs(([3, 2], [1, 0], None), 1, 64, torch.float32)
     q.requires_grad_()
-    with forced(isa):
+    with forced_path(isa):
         out = run(q, memory, ([3, 2], [1, 0], None))
         (grad,) = torch.autograd.grad(out, q, torch.randn_like(out))
     expected = memory[torch.tensor([1, 1, 1, 0, 0]), 0, 1]
@@ -107,23 +105,23 @@ def test_one_key_gives_its_value_and_no_gradient_to_queries(isa: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-20, 30.0, 1e4])
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_extreme_scores_stay_finite_and_exact(isa: str, scale: float) -> None:
     texts: Texts = ([5, 6], [0, 1], None)
     q, memory = inputs(texts, 100, 64, torch.float32)
     q = q * scale
     memory[:, 50] *= 8  # the largest scores come late
-    with forced(isa):
+    with forced_path(isa):
         actual = run(q, memory, texts)
     same, truth = formula(q, memory, texts), formula(q.double(), memory.double(), texts)
     assert_close_as_torch(f"{isa} {scale}", actual, same, truth)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_a_bad_row_keeps_to_itself(isa: str) -> None:
     texts: Texts = ([4, 5], [0, 0], None)
     q, memory = inputs(texts, 70, 64, torch.bfloat16)
-    with forced(isa):
+    with forced_path(isa):
         before = run(q, memory, texts)
         q[2] = torch.nan
         after = run(q, memory, texts)
@@ -132,11 +130,11 @@ def test_a_bad_row_keeps_to_itself(isa: str) -> None:
     assert torch.equal(after[others], before[others])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_results_do_not_depend_on_neighbours(isa: str) -> None:
     texts: Texts = ([4, 5, 30], [0, 2, 0], None)
     q, memory = inputs(texts, 70, 64, torch.bfloat16)
-    with forced(isa):
+    with forced_path(isa):
         together = run(q, memory, texts)
         alone = run(q[4:9], memory, ([5], [2], None))
     assert torch.equal(together[4:9], alone)
@@ -156,7 +154,7 @@ def test_logsumexp_is_that_of_the_scores() -> None:
 def test_any_layout_of_the_inputs() -> None:
     texts: Texts = ([3, 4, 2], [1, 0, 1], [20, 7, 3])
     q, memory = inputs(texts, 20, 64, torch.float32)
-    with forced("portable"):
+    with forced_path("portable"):
         expected = run(q, memory, texts)
         strided = torch.stack((q, q), dim=-1)[..., 0]
         part = torch.cat((memory, memory), dim=1)[:, :20]  # gaps between memories: read in place
@@ -212,15 +210,11 @@ def test_two_runs_and_any_number_of_threads_are_bit_equal(dtype: torch.dtype) ->
         out = run(*leaves, texts)
         return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(1):
         first = once()
-        torch.set_num_threads(2)
-        assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
-    finally:
-        torch.set_num_threads(before)
+    for _ in range(2):
+        with threads(2):
+            assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
 
 
 @needs_native

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forcing import Recorder, forced_path, needs_native, threads
 from memories import (
     DTYPES,
-    IMPLEMENTATIONS,
-    ISAS,
-    Recorder,
+    NATIVE_PATHS,
+    PATHS,
     attend_to_memories,
     between_nans,
-    forced,
-    needs_native,
 )
 from oracles import attend
 from tolerance import assert_close_as_torch, wide
@@ -49,10 +47,10 @@ def follow(q: Tensor, cache: Tensor, ancestors: Tensor, lengths: Tensor) -> Tens
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_the_past_is_found_through_ancestors(isa: str, width: int, dtype: torch.dtype) -> None:
     tensors = past([1, 40, 3, 17, 9], 40, width, dtype)
-    with forced(isa):
+    with forced_path(isa):
         actual = kernels.decode_attention(*tensors)
     q, cache, *table = tensors
     truth = follow(q.to(wide(dtype)), cache.to(wide(dtype)), *table)
@@ -64,17 +62,17 @@ def test_reference_follows_ancestors(dtype: torch.dtype) -> None:
     q, cache, ancestors, lengths = past([1, 6, 3, 4], 6, 64, dtype)
     ancestors = ancestors.clamp(max=5)
     cache = cache.nan_to_num(nan=1.0)
-    with forced("reference"):
+    with forced_path("reference"):
         actual = kernels.decode_attention(q, cache, ancestors, lengths)
     high = wide(dtype)
     truth = follow(q.to(high), cache.to(high), ancestors, lengths)
     assert_close_as_torch("reference", actual, follow(q, cache, ancestors, lengths), truth)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_no_past_and_no_sequences(isa: str) -> None:
     q, cache, ancestors, lengths = past([2, 0, 1], 4, 64, torch.bfloat16)
-    with forced(isa):
+    with forced_path(isa):
         out = kernels.decode_attention(q, cache, ancestors, lengths)
         none = kernels.decode_attention(q[:0], cache, ancestors[:0], lengths[:0])
     assert not out[1].any() and out[0].isfinite().all()
@@ -108,7 +106,7 @@ def check(
     implementation: str, index: list[int], keys: list[int] | None, width: int, dtype: torch.dtype
 ) -> None:
     q, memory = memories(index, width, dtype)
-    with forced(implementation):
+    with forced_path(implementation):
         actual = decode(q, memory, index, keys)
     texts, high = ([1] * len(index), index, keys), wide(dtype)
     truth = attend_to_memories(q.to(high), memory.to(high), *texts)
@@ -117,7 +115,7 @@ def check(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("index", "keys"), GROUPS.values(), ids=GROUPS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", PATHS)
 def test_memory_is_found_through_the_index(
     implementation: str, index: list[int], keys: list[int] | None, dtype: torch.dtype
 ) -> None:
@@ -126,7 +124,7 @@ def test_memory_is_found_through_the_index(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", NATIVE_PATHS)
 def test_memory_of_every_width(isa: str, width: int, dtype: torch.dtype) -> None:
     check(isa, [1, 0, 1], [150, 33, 0, 0], width, dtype)
 
@@ -137,13 +135,10 @@ def test_two_runs_and_any_number_of_threads_are_bit_equal(dtype: torch.dtype) ->
     index = [n % 3 for n in range(20)]
     q, memory = memories(index, 64, dtype)
     cached = past([30] * 20, 40, 64, dtype)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 2):
-            torch.set_num_threads(threads)
+    runs = []
+    for number in (1, 2, 2):
+        with threads(number):
             runs.append((decode(q, memory, index, None), kernels.decode_attention(*cached)))
-    finally:
-        torch.set_num_threads(before)
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 

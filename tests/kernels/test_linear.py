@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
+from forcing import ISAS, Recorder, forced_path, needs_native
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
 from blip_fast.kernels import _ops
@@ -34,9 +34,6 @@ SHAPES = [
 needs_onednn = pytest.mark.skipif(
     not _ops._ONEDNN_HAS_BF16, reason="this torch or processor has no oneDNN for bfloat16"
 )
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
 
 
 def available() -> list[str]:
@@ -45,38 +42,15 @@ def available() -> list[str]:
     return [name for name, there in has.items() if there]
 
 
-class Recorder(TorchDispatchMode):
-    """The names of our operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "blip_fast":
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(
-    params=["reference", "onednn", "avx512bf16", "avx512", "avx2", "portable"],
-)
+@pytest.fixture(params=["reference", "onednn", *ISAS])
 def forced(request: pytest.FixtureRequest):
     """One implementation after the other, the native one with each instruction set, by name."""
-    if request.param in ("reference", "onednn"):
-        with kernels.use(request.param, "linear"):
+    if request.param == "onednn":
+        with kernels.use("onednn", "linear"):
             yield request.param
         return
-    if not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {request.param}: {error}")
-    with kernels.use("native", "linear"):
+    with forced_path(request.param, "linear"):
         yield request.param
-    torch.ops.blip_fast.set_cpu_isa(before)
 
 
 def can_run(forced: str, dtype: torch.dtype) -> None:

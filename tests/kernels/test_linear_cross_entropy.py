@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forcing import Recorder
+from gate import Largest
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
 from blip_fast.kernels.linear_cross_entropy import IGNORE, chunked, reference
@@ -115,23 +116,15 @@ def test_targets_that_are_no_tokens_are_refused(implementation: str) -> None:
 
 
 def test_never_more_logits_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                sizes.append(result.numel())
-            return result
-
     monkeypatch.setattr(chunked, "TOKENS", 32)
     monkeypatch.setattr(chunked, "VOCABULARY", 64)
     hidden, weight, bias, targets = inputs(128, 1024, torch.float32)
-    sizes: list[int] = []
-    with Largest():
+    with Largest() as largest:
         losses, logsumexp = chunked.linear_cross_entropy(hidden, weight, bias, targets, 0.1)
         chunked.linear_cross_entropy_backward(
             torch.ones_like(losses), hidden, weight, bias, targets, logsumexp, 0.1
         )
-    assert max(sizes) == weight.numel() < 128 * 1024
+    assert largest.elements == weight.numel() < 128 * 1024
 
 
 def test_operators_are_sound_and_compile_whole() -> None:
@@ -154,21 +147,14 @@ def test_operators_are_sound_and_compile_whole() -> None:
 
 
 def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "blip_fast":
-                names.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     arguments = inputs(6, 40, torch.float32)
     for implementation, expected in (
         ("chunked", ["blip_fast.linear_cross_entropy.chunked"]),
         ("reference", []),
     ):
-        names: list[str] = []
-        with kernels.use(implementation, "linear_cross_entropy"), Recorder():
+        with kernels.use(implementation, "linear_cross_entropy"), Recorder() as recorder:
             kernels.linear_cross_entropy(*arguments)
-        assert names == expected
+        assert recorder.names == expected
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forcing import threads
 from gate import Case, Gate, forced, runs
 from torch import Tensor
 from torch.nn import functional as F
@@ -105,17 +106,13 @@ def test_what_is_not_finite_spoils_its_own_row_alone(run, bad: float) -> None:
 
 @pytest.mark.parametrize("run", runs("linear_int8"), ids=str)
 def test_threads_share_rows_or_panels(run) -> None:
-    before = torch.get_num_threads()
     weight = QuantizedWeight.of(torch.randn(2100, 512))
     few, many = torch.randn(5, 512), torch.randn(1030, 512)
     with forced(run):
-        torch.set_num_threads(1)
-        alone = kernels.linear_int8(few, weight), kernels.linear_int8(many, weight)
-        torch.set_num_threads(3)
-        try:
+        with threads(1):
+            alone = kernels.linear_int8(few, weight), kernels.linear_int8(many, weight)
+        with threads(3):
             shared = kernels.linear_int8(few, weight), kernels.linear_int8(many, weight)
-        finally:
-            torch.set_num_threads(before)
     assert torch.equal(alone[0], shared[0])
     assert torch.equal(alone[1], shared[1])
 

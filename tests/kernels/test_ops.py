@@ -76,13 +76,37 @@ def test_an_unknown_room_raises() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("reference", "reference reference"),
-        ("add_layernorm=reference", "reference chunked"),
+        ("reference", {"add_layernorm": "reference", "contrastive": "reference"}),
+        ("add_layernorm=reference", {"add_layernorm": "reference", "contrastive": "chunked"}),
+        ("contrastive=reference, linear=reference", {"contrastive": "reference"}),
+    ],
+)
+def test_the_value_of_the_environment_variable(
+    value: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ops, "_forced", {})
+    _ops.read_environment(value)
+    found = {choice.room: choice.implementation for choice in kernels.choices(CPU, torch.float32)}
+    assert {room: found[room] for room in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
         ("linear=cutlass", "has no implementation 'cutlass'"),
         ("lineer=reference", "there is no room lineer"),
     ],
 )
-def test_the_environment_variable(value: str, expected: str) -> None:
+def test_a_wrong_value_of_the_environment_variable_raises(
+    value: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ops, "_forced", {})
+    with pytest.raises(ValueError, match=complaint):
+        _ops.read_environment(value)
+        kernels.choices(CPU, torch.float32)
+
+
+def test_the_environment_variable_is_read() -> None:
     code = (
         "import torch, blip_fast.kernels as k;"
         "c = {x.room: x.implementation for x in k.choices(torch.device('cpu'), torch.float32)};"
@@ -90,11 +114,12 @@ def test_the_environment_variable(value: str, expected: str) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "BLIP_FAST_KERNELS": value},
+        env={**os.environ, "BLIP_FAST_KERNELS": "add_layernorm=reference"},
         capture_output=True,
         text=True,
+        check=True,
     )
-    assert expected in done.stdout + done.stderr
+    assert done.stdout.split() == ["reference", "chunked"]
 
 
 def test_a_dtype_that_an_implementation_lacks_goes_to_the_reference_or_raises() -> None:

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from forcing import ISAS, Recorder, forced_path, needs_native
 from tolerance import assert_close_as_torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
 from blip_fast.config import IMAGE_MEAN, IMAGE_STD
-from blip_fast.kernels import _ops
 from blip_fast.kernels.patchify import reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
 
 
-@pytest.fixture(params=["reference", "avx512bf16", "avx512", "avx2", "portable"])
-def implementation(request: pytest.FixtureRequest):
+@pytest.fixture(params=["reference", *ISAS])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, then the compiled room with one instruction set after the other."""
-    if request.param == "reference":
-        with kernels.use("reference", "patchify"):
-            yield "reference"
-        return
-    if not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {request.param}: {error}")
-    with kernels.use("native", "patchify"):
-        yield "native"
-    torch.ops.blip_fast.set_cpu_isa(before)
+    with forced_path(request.param, "patchify"):
+        yield request.param
 
 
 def pixels(*shape: int) -> Tensor:
@@ -99,21 +85,14 @@ def test_floating_images_count_as_normalised() -> None:
 
 @needs_native
 def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "blip_fast":
-                names.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     def call(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return kernels.patchify(images, 8, IMAGE_MEAN, IMAGE_STD, dtype)
 
     images = pixels(1, 3, 8, 8)
     for implementation, expected in (("native", ["blip_fast.patchify.native"]), ("reference", [])):
-        names: list[str] = []
-        with kernels.use(implementation, "patchify"), Recorder():
+        with kernels.use(implementation, "patchify"), Recorder() as recorder:
             call(images)
-        assert names == expected
+        assert recorder.names == expected
     assert call(images, torch.float64).dtype == torch.float64
     with kernels.use("native", "patchify"):
         with pytest.raises(RuntimeError, match="expected float32, bfloat16 or float16"):

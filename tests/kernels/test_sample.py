@@ -4,41 +4,26 @@ implementation against the rule written out."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
+from forcing import ISAS, Recorder, forced_path, needs_native, threads
 from oracles import draw
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import kernels
-from blip_fast.kernels import _ops
 from blip_fast.kernels.sample import reference
 
 END = 3
 ALMOST_ONE = 1 - 2**-24
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
 
 
-@pytest.fixture(params=["reference", "avx512bf16", "avx512", "avx2", "portable"])
-def implementation(request: pytest.FixtureRequest):
+@pytest.fixture(params=["reference", *ISAS])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, then the compiled room with one instruction set after the other."""
-    if request.param == "reference":
-        with kernels.use("reference", "sample"):
-            yield "reference"
-        return
-    if not _ops.NATIVE_LOADED:
-        pytest.skip("the compiled library is not built (BLIP_FAST_NATIVE=0)")
-    before = torch.ops.blip_fast.cpu_isa()
-    try:
-        torch.ops.blip_fast.set_cpu_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(f"this processor has no {request.param}: {error}")
-    with kernels.use("native", "sample"):
-        yield "native"
-    torch.ops.blip_fast.set_cpu_isa(before)
+    with forced_path(request.param, "sample"):
+        yield request.param
 
 
 ROWS = {
@@ -231,19 +216,12 @@ def test_operators_are_sound_and_compile_whole() -> None:
 
 @needs_native
 def test_the_implementation_asked_for_is_the_one_that_runs() -> None:
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "blip_fast":
-                names.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     expected = ["blip_fast.sample.native", "blip_fast.beam_step.native"]
     for implementation, operators in (("native", expected), ("reference", [])):
-        names: list[str] = []
-        with kernels.use(implementation, "sample"), Recorder():
+        with kernels.use(implementation, "sample"), Recorder() as recorder:
             kernels.sample(torch.zeros(1, 4), torch.zeros(1), 1.0, 2, 0.9)
             kernels.beam_step(torch.zeros(2, 4), torch.zeros(1, 2), 2)
-        assert names == operators
+        assert recorder.names == operators
     with kernels.use("native", "sample"), pytest.raises(ValueError, match="not float64"):
         kernels.sample(torch.zeros(1, 4).double(), torch.zeros(1), 1.0, 2, 0.9)
 
@@ -257,11 +235,9 @@ def test_other_dtypes_go_to_the_reference() -> None:
 @needs_native
 def test_two_runs_and_any_number_of_threads_are_equal() -> None:
     logits, uniform = torch.randn(9, 30524), torch.rand(9)
-    threads = torch.get_num_threads()
     first = kernels.sample(logits, uniform, 1.0, 0, 0.9)
-    torch.set_num_threads(1)
-    second = kernels.sample(logits, uniform, 1.0, 0, 0.9)
-    torch.set_num_threads(threads)
+    with threads(1):
+        second = kernels.sample(logits, uniform, 1.0, 0, 0.9)
     assert first.equal(second)
 
 

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from gate import ISAS, TILES, forced_isa
+from forcing import ISAS, TILES, forced_isa
 from torch import Tensor
 
 from blip_fast import kernels

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forcing import needs_native
 from whole_model import compiled, images, inputs, model_of, step
-
-from blip_fast.kernels import _ops
-
-needs_native = pytest.mark.skipif(
-    not _ops.NATIVE_LOADED, reason="the compiled library is not built (BLIP_FAST_NATIVE=0)"
-)
 
 
 @needs_native

@@ -74,7 +74,7 @@ def test_bytes_of_any_type_are_one_image() -> None:
 def test_what_is_no_image_is_a_row_that_says_so(strange: Any) -> None:
     captions = blip().caption(strange, **SETTINGS)
     assert captions.status == (Status.FAILED_TO_READ,)
-    assert f"a {type(strange).__name__} is no image" in captions.errors[0]
+    assert f"a {type(strange).__name__} is not an image" in captions.errors[0]
 
 
 def test_texts_in_any_form() -> None:
@@ -118,7 +118,7 @@ def test_seeds_in_any_form() -> None:
     expected = model.caption(PIXELS, seed=3, **settings)
     for form in (np.int64(3), [3, 4, 5], np.array([3, 4, 5]), iter([3, 4, 5])):
         assert model.caption(PIXELS, seed=form, **settings) == expected
-    with pytest.raises(ValueError, match="seed 1.5 is no integer"):
+    with pytest.raises(ValueError, match="seed 1.5 is not an integer"):
         model.caption(PIXELS, seed=1.5, **settings)
 
 
@@ -176,7 +176,7 @@ def test_half_a_character_costs_neither_its_text_nor_its_neighbours() -> None:
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", 99])
 def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
-    with pytest.raises(ValueError, match="device is"):
+    with pytest.raises(ValueError, match="device .* cannot be used here"):
         blip_fast.load("scenes", device=device)
 
 

@@ -183,6 +183,8 @@ def test_any_image_size_at_load(tmp_path: Path) -> None:
         blip_fast.load(tmp_path, image_size=50)
     with pytest.raises(ValueError, match="dtype is 'int4'"):
         blip_fast.load(tmp_path, dtype="int4")
+    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used here: .*default"):
+        blip_fast.load(tmp_path, device="cuda:99")
 
 
 def test_the_packaged_model_is_trained_and_captions() -> None:

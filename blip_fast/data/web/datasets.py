@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS
+from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS, bytes_or_path
 from blip_fast.data.web.pictures import NoDamage, WebPicture, as_text, digest, slices
 from blip_fast.images import Status
 
@@ -24,6 +24,8 @@ class WebDataset:
         Raises:
             ValueError: where it has no column of pictures, or no rows.
         """
+        if not hasattr(dataset, "__len__"):
+            raise ValueError("a streamed dataset has no rows to count; load it without streaming")
         names = list(dataset.column_names)
         image = next((name for name in IMAGE_COLUMNS if name in names), None)
         if image is None:
@@ -70,9 +72,7 @@ class WebDatasetShard(NoDamage):
         row = self._dataset[place]
         key = f"row/{place}"
         texts, wrong = _texts(row[self._text] if self._text is not None else None)
-        value = row[self._image]
-        if isinstance(value, dict):
-            value = value["path"] if value["bytes"] is None else value["bytes"]
+        value = bytes_or_path(row[self._image])
         if hasattr(value, "save"):  # a Pillow image, of a feature that decodes all the same
             file = io.BytesIO()
             value.save(file, "PNG")

@@ -49,7 +49,7 @@ class WebFolder:
 
     def check(self) -> None:
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"the folder {self.name} has gone")
+            raise FileNotFoundError(f"the folder {self.name} is gone")
 
 
 class WebFolderShard(NoDamage):

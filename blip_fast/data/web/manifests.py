@@ -19,15 +19,13 @@ import numpy as np
 
 from blip_fast.data.files import displayable
 from blip_fast.data.folder import is_url
-from blip_fast.data.jsonrows import next_character, open_utf8, read_json_rows
+from blip_fast.data.jsonrows import read_json_object, read_json_rows
+from blip_fast.data.manifests import CAPTION_FIELDS, IMAGE_FIELDS
 from blip_fast.data.packed import PackedRows
 from blip_fast.data.roots import below
 from blip_fast.data.samples import BadSample
 from blip_fast.data.web.pictures import NoDamage, WebPicture, as_text, digest, slices
 from blip_fast.images import Status
-
-_IMAGE = ("image", "url", "file_name")
-_CAPTION = ("caption", "text")
 
 _Row = tuple[str, list[str], str]  # the picture's path, its texts, what is wrong with them
 
@@ -67,7 +65,7 @@ class WebManifest:
 
     def check(self) -> None:
         if not is_url(self._root) and not Path(self._root).is_dir():
-            raise FileNotFoundError(f"the folder {self._root}, where pictures lie, has gone")
+            raise FileNotFoundError(f"the folder {self._root}, where the pictures are, is gone")
 
     def picture(self, number: int) -> WebPicture:
         """One of them, with the texts of all rows that name it."""
@@ -123,10 +121,8 @@ def _grouped(hashes: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: Path, name: str) -> Iterator[_Row]:
-    with open_utf8(path) as file:
-        first = next_character(file)
-        value = _parsed("{" + file.read()) if first == "{" else None
-    if isinstance(value, dict) and isinstance(value.get("images"), list):
+    value = read_json_object(path)
+    if value is not None and isinstance(value.get("images"), list):
         yield from _coco(value, name) if "annotations" in value else _karpathy(value, name)
         return
     for number, row in enumerate(read_json_rows(path)):
@@ -137,7 +133,7 @@ def _read(path: Path, name: str) -> Iterator[_Row]:
         elif number == 0:  # most likely all rows are like this one
             raise ValueError(
                 f"{name}, row 0: {json.dumps(row)[:80]} names no picture; expected "
-                f"{', '.join(_IMAGE)}"
+                f"{', '.join(IMAGE_FIELDS)}"
             )
         else:
             yield "", [], f"{name}, row {number} names no picture"
@@ -151,7 +147,7 @@ def _coco(value: dict, name: str) -> Iterator[_Row]:
         for image in value["images"]:
             yield image["file_name"], *_texts({"caption": texts[image["id"]]})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} is no COCO file: {type(error).__name__} {error}") from None
+        raise ValueError(f"{name} is not a COCO file: {type(error).__name__} {error}") from None
 
 
 def _karpathy(value: dict, name: str) -> Iterator[_Row]:
@@ -160,25 +156,18 @@ def _karpathy(value: dict, name: str) -> Iterator[_Row]:
             path = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             yield path, *_texts({"caption": [s["raw"] for s in image.get("sentences", [])]})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{name} is no Karpathy file: {type(error).__name__} {error}") from None
+        raise ValueError(f"{name} is not a Karpathy file: {type(error).__name__} {error}") from None
 
 
 def _image(row: Any) -> str | None:
-    found = (row.get(name) for name in _IMAGE) if isinstance(row, dict) else ()
+    found = (row.get(name) for name in IMAGE_FIELDS) if isinstance(row, dict) else ()
     return next((value for value in found if isinstance(value, str) and value), None)
 
 
 def _texts(row: dict) -> tuple[list[str], str]:
     """The texts of a row, and what is wrong with those that are none."""
-    value: Any = next((row[name] for name in _CAPTION if row.get(name) is not None), [])
+    value: Any = next((row[name] for name in CAPTION_FIELDS if row.get(name) is not None), [])
     values = value if isinstance(value, list) else [value]
     bad = [json.dumps(v)[:60] for v in values if not isinstance(v, str)]
-    fault = f"the caption {', '.join(bad)} is no text" if bad else ""
+    fault = f"the caption {', '.join(bad)} is not a text" if bad else ""
     return [v.strip() for v in values if isinstance(v, str)], fault
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:  # JSON lines
-        return None

@@ -42,6 +42,11 @@ def open_web(
     if hasattr(source, "column_names") and hasattr(source, "features"):
         return WebDataset(source, shard_size)
     if not isinstance(source, (str, Path)):
+        if not hasattr(source, "identity"):
+            raise ValueError(
+                f"a {type(source).__name__} is no source of pictures; give a path, a URL, or one "
+                "split of a dataset, as dataset['train']"
+            )
         return cast(WebSource, source)  # opened before, or somebody's own
     kind = kind_of(str(source))
     if image_root is not None and kind in ("tar", "folder"):

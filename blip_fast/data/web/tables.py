@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 
-from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS, open_parquet
+from blip_fast.data.files import displayable
+from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS, bytes_or_path, open_parquet
 from blip_fast.data.roots import below
 from blip_fast.data.shardlist import list_shards
 from blip_fast.data.web.pictures import NoDamage, WebPicture, as_text, digest, slices
 from blip_fast.images import Status
+from blip_fast.images.status import one_line
 
 _KEYS = ("uid", "key", "id", "image_id")  # columns that may name a row, in order of preference
 _OPEN = 2  # row groups in memory; shards that follow each other share theirs
@@ -77,7 +81,8 @@ class WebTables:
                 with open_parquet(self.files[file]) as opened:
                     image, *others = _columns(opened.schema_arrow, self.files[file])
                     names = [image, *(name for name in others if name)]
-                    table = opened.read_row_group(group, columns=names, use_threads=False)
+                    with _damage_of(f"{self.files[file]}, row group {group}"):
+                        table = opened.read_row_group(group, columns=names, use_threads=False)
                     self._tables[file, group] = table
                 while len(self._tables) > _OPEN:
                     self._tables.popitem(last=False)
@@ -103,17 +108,28 @@ class WebTable(NoDamage):
         key = f"{PurePosixPath(self.name).name}/{self._first + number}"
         key = as_text(str(given)) if given is not None else key
         text = self._texts[number].as_py() if self._texts is not None else None
-        texts = () if text is None else (text.strip(),)
-        value = self._images[number].as_py()
-        if isinstance(value, dict):
-            value = value["path"] if value["bytes"] is None else value["bytes"]
+        some = [text] if isinstance(text, str) else text or ()
+        texts = tuple(one.strip() for one in some if one is not None)
+        value = bytes_or_path(self._images[number].as_py())
         if not isinstance(value, (bytes, str)):
             problem = f"the picture is {'null' if value is None else type(value).__name__}"
             return WebPicture(key, row, None, texts, Status.FAILED_TO_READ, problem)
         if isinstance(value, bytes):
             return WebPicture(key, row, value, texts)
         image = below(self._root, value)
-        return WebPicture(key, str(image), image, texts)
+        path = image if isinstance(image, str) else displayable(image.absolute())
+        return WebPicture(key, path, image, texts)
+
+
+@contextmanager
+def _damage_of(name: str) -> Iterator[None]:
+    """Tell damage, which pyarrow also calls an OSError, from a disk that does not answer."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is OSError and error.errno is None:
+            raise ValueError(f"{name} is damaged: {one_line(str(error))}") from error
+        raise
 
 
 def _rows_of_groups(name: str) -> list[int]:
@@ -135,10 +151,13 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str | None, str | None]
             f"{', '.join(schema.names)}"
         )
     text = first(TEXT_COLUMNS)
-    if text is not None and not _is_text(schema.field(text).type):
+    if text is not None and not _are_texts(schema.field(text).type):
         raise ValueError(f"{name}: the column {text} holds {schema.field(text).type}, not texts")
     return image, text, first(_KEYS)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _are_texts(kind: pa.DataType) -> bool:
+    """Whether a column holds a text a picture, or several, as Hugging Face's Flickr30k."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -10,14 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_fast.data.fetch import open_local, read_small
-from blip_fast.data.shardlist import list_shards
+from blip_fast.data.shardlist import beside, list_shards
 from blip_fast.data.tar import TarSample, read_exactly, scan
-from blip_fast.data.tars import IMAGE_SUFFIXES
+from blip_fast.data.tars import CAPTION_FIELDS, IMAGE_SUFFIXES
 from blip_fast.data.web.pictures import WebPicture, as_text, digest
 from blip_fast.images import Status
 from blip_fast.images.options import MAX_BYTES
 
-_CAPTIONS = ("caption", "text")  # fields of a sample's json
 _LONGEST_TEXT = 2**24  # bytes of a text or json; what is longer was not written for a picture
 # A picture in one of these is there, though others read the four of IMAGE_SUFFIXES alone.
 _SUFFIXES = (*IMAGE_SUFFIXES, "gif", "bmp", "tif", "tiff", "avif", "jfif")
@@ -115,7 +114,7 @@ class WebTar:
                 problems.append(f"its text: {error}")
                 return ()
             return (text.strip(),)
-        found = (fields.get(name) for name in _CAPTIONS)
+        found = (fields.get(name) for name in CAPTION_FIELDS)
         return tuple(as_text(text).strip() for text in found if isinstance(text, str))[:1]
 
     def _small(self, sample: TarSample, suffix: str) -> bytes:
@@ -135,7 +134,7 @@ class WebTar:
 def _told(shard: str) -> int | None:
     """How many samples img2dataset's `00000_stats.json` beside a shard says there are."""
     try:
-        value = json.loads(read_small(f"{shard.removesuffix('.tar')}_stats.json") or b"{}")
+        value = json.loads(read_small(beside(shard, "_stats.json")) or b"{}")
     except (ValueError, OSError):
         return None
     count = value.get("successes") if isinstance(value, dict) else None

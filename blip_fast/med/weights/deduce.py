@@ -62,7 +62,7 @@ def kind_of(names: Iterable[str]) -> Kind:
         found = [part + "*" for part, there in zip(parts, carried, strict=True) if there]
         raise WeightsError(
             f"of text_encoder.*, text_decoder.* and itm_head.* there is {found or 'nothing'}; "
-            f"no kind of BLIP checkpoint has just that ({', '.join(kinds.values())}, nlvr)"
+            f"no kind of BLIP checkpoint ({', '.join(kinds.values())}, nlvr) has exactly that"
         )
     return kinds[carried]
 
@@ -90,7 +90,7 @@ def config_of(
             else BlipConfig().embed_width,
         )
     except ValueError as error:
-        raise WeightsError(f"the shapes make no BLIP: {error}") from None
+        raise WeightsError(f"the shapes are not those of a BLIP: {error}") from None
 
 
 def special_ids(vocab_size: int, tokenizer: Tokenizer | None) -> dict[str, int]:
@@ -148,13 +148,13 @@ def _text(state: Mapping[str, Tensor], stack: str, tokenizer: Tokenizer | None) 
 
 def _heads(what: str, width: int) -> int:
     if width % _HEAD_WIDTH or not width:
-        raise WeightsError(f"the {what} width {width} is no multiple of {_HEAD_WIDTH}, a head's")
+        raise WeightsError(f"the {what} width {width} is not a multiple of {_HEAD_WIDTH}, a head's")
     return width // _HEAD_WIDTH
 
 
 def _shape(state: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
     if name not in state:
-        raise WeightsError(f"{name} is missing, which tells a size of the model")
+        raise WeightsError(f"{name} is missing; a size of the model is read from it")
     shape = tuple(state[name].shape)
     if len(shape) != axes or 0 in shape:
         raise WeightsError(f"{name} has shape {list(shape)}, where {axes} axes are expected")

@@ -88,7 +88,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def _why_no_pickle(path: Path, error: Exception) -> str:
     if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
-            f"{path} holds {match[1]}, which is no tensor; nothing of it was run. If you trust "
+            f"{path} holds {match[1]}, which is not a tensor; nothing of it was run. If you trust "
             'the file, write it anew with only its tensors: torch.save({"model": state_dict})'
         )
     detail = ""
@@ -111,7 +111,7 @@ def _state_dict(path: Path, found: Any) -> dict[str, Tensor]:
     if others or not found:
         raise WeightsError(
             f"{path} holds no state dict, neither bare nor under 'model'; among its "
-            f"{len(found)} entries these are no tensors:{listed(others)}"
+            f"{len(found)} entries these are not tensors:{listed(others)}"
         )
     return {name: value.detach() for name, value in found.items()}
 

@@ -91,7 +91,7 @@ def read_vocabulary(path: Path) -> Tokenizer:
     try:
         return Tokenizer.read(path)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is no vocabulary: {error}") from None
+        raise WeightsError(f"{path} is not a vocabulary: {error}") from None
 
 
 def _read_tokenizer_json(path: Path) -> Tokenizer:
@@ -154,6 +154,7 @@ def _find_on_hub(name: str) -> Found:
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise WeightsError(
-            f"{name} is no file or folder here, and the hub gave nothing: {reason}. {_OFFLINE}"
+            f"{name} is not a file or folder here, and not to be had from the hub: {reason}. "
+            f"{_OFFLINE}"
         ) from None
     return _find_in(folder)

@@ -79,12 +79,14 @@ def read_vit(source: str | Path, config: BlipConfig) -> tuple[State, list[str]]:
     found = _without_prefix(_read(source), ("vision.", "vit.", "deit.", "visual_encoder."))
     column = next((c for c in range(3) if _expand(_VISION[2][c], 0, 0)[0] in found), None)
     if column is None:
-        raise WeightsError(f"{source} is no ViT of timm or transformers: it has no patch embedding")
-    rows = [(ours, row[column]) for ours, *_ in _VISION for row in [_row(ours)]]
+        raise WeightsError(
+            f"{source} is not a ViT of timm or transformers: it has no patch embedding"
+        )
+    rows = [(row[0], row[column]) for row in _VISION]
     state, aside = _translate(found, rows, config.vision.depth, str(source))
     position = state["position"].reshape(-1, config.vision.width)
-    extra = sum(name.endswith(("dist_token", "distillation_token")) for name in aside)
-    if extra:  # DeiT's distillation token has the second position
+    if any(name.endswith(("dist_token", "distillation_token")) for name in aside):
+        # DeiT's distillation token has the second position.
         position = torch.cat([position[:1], position[2:]])
     state["position"] = interpolate_positions(position, config.vision.grid)
     state["cls_token"] = state["cls_token"].reshape(-1)
@@ -108,10 +110,6 @@ def read_bert(source: str | Path, config: BlipConfig) -> tuple[State, list[str]]
         rows += _LM_HEAD
     state, aside = _translate(found, rows, config.text.depth, str(source))
     return state, aside
-
-
-def _row(ours: str) -> tuple[str, ...]:
-    return next(row for row in _VISION if row[0] == ours)
 
 
 def _read(source: str | Path) -> State:

@@ -180,7 +180,9 @@ def _config(
     values = found.config()
     if layout == "blip_fast":
         if values is None:
-            raise WeightsError(f"no config.json in {found.folder}; our weights need theirs")
+            raise WeightsError(
+                f"{found.folder} has no config.json, which weights of this layout need"
+            )
         return our_config(values)
     kind = kind_of(state)
     if values is None:
@@ -204,7 +206,7 @@ def our_config(values: dict[str, Any]) -> BlipConfig:
     try:
         return BlipConfig.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"config.json makes no BLIP: {error}") from None
+        raise WeightsError(f"config.json does not describe a BLIP: {error}") from None
 
 
 def _untrained(source: str, found: Found, tokenizer: Tokenizer | None) -> Checkpoint:

@@ -70,7 +70,7 @@ def config_from_theirs(
             embed_width=theirs.get(*_EMBED_WIDTH),
         )
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"config.json makes no BLIP: {error}") from None
+        raise WeightsError(f"config.json does not describe a BLIP: {error}") from None
 
 
 def _section(

@@ -89,18 +89,18 @@ def _check_fits(config: BlipConfig, tokenizer: Tokenizer | None, layout: Layout)
     if config.kind not in ARCHITECTURES:
         raise WeightsError(
             f"the transformers library has no class for a {config.kind} model, only for "
-            f"{', '.join(ARCHITECTURES)}; blip_fast and salesforce can hold it"
+            f"{', '.join(ARCHITECTURES)}; the layouts blip_fast and salesforce can hold it"
         )
     if config.kind == "vqa" and config.vision.width != config.text.width:
         raise WeightsError(
             "the transformers library's VQA decoder has cross-attention of the vision width "
             f"{config.vision.width}, this model of its text width {config.text.width}; "
-            "blip_fast and salesforce can hold it"
+            "the layouts blip_fast and salesforce can hold it"
         )
     if config.text.enc_id != config.text.dec_id + 1:
         raise WeightsError(
             f"[ENC] is token {config.text.enc_id} and [DEC] {config.text.dec_id}; the "
-            "transformers layout keeps only the latter, and the former behind it"
+            "transformers layout stores [DEC]'s id alone and takes [ENC]'s for the next one"
         )
 
 
@@ -118,8 +118,8 @@ def _check_deducible(
     ]
     if wrong:
         raise WeightsError(
-            f"the salesforce layout holds tensors alone, and they do not tell {', '.join(wrong)}; "
-            "blip_fast can hold this model"
+            "the salesforce layout holds tensors alone, from which these could not be told: "
+            f"{', '.join(wrong)}; the layout blip_fast can hold this model"
         )
 
 

@@ -47,24 +47,6 @@ BLIP_FAST_INLINE void transpose(u32<W> (&v)[W]) {
   }
 }
 
-template <int W>
-BLIP_FAST_INLINE f32<W> larger(const f32<W>& a, const f32<W>& b) {
-  return a > b ? a : b;
-}
-
-// The largest of all lanes, by halves.
-template <int W>
-BLIP_FAST_INLINE float reduce_max(const f32<W>& v) {
-  if constexpr (W == 2) {
-    return v[0] > v[1] ? v[0] : v[1];
-  } else {
-    f32<W / 2> low, high;
-    std::memcpy(&low, &v, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    return reduce_max<W / 2>(larger<W / 2>(low, high));
-  }
-}
-
 // One float32 to a cell; 16-bit elements are widened, in the lane order of `Storage`.
 template <int W, class T>
 struct FloatCells {

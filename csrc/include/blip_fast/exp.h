@@ -30,19 +30,6 @@ BLIP_FAST_INLINE f32<W> scale_by_power(const f32<W>& y, const f32<W>& rounded) {
 
 }  // namespace detail
 
-// The largest lane; if one is NaN, any.
-template <int W>
-BLIP_FAST_INLINE float reduce_max(const f32<W>& v) {
-  if constexpr (W == 2) {
-    return v[0] > v[1] ? v[0] : v[1];
-  } else {
-    f32<W / 2> low, high;
-    std::memcpy(&low, &v, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    return reduce_max<W / 2>(low > high ? low : high);
-  }
-}
-
 // x = n ln 2 + r with an integer n, which goes into the exponent, and |r| <= ln 2 / 2, for which a
 // polynomial of least relative error stands. To float32: ln 2 in two parts, degree 6 (2e-9). Below
 // -87, -inf included, the result is about 2^-126 (or less); NaN stays NaN.

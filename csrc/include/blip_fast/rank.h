@@ -36,24 +36,6 @@ inline uint32_t key_index(RankKey key) { return ~static_cast<uint32_t>(key); }
 
 inline int64_t rank_blocks(int64_t n) { return (n + kRankBlock - 1) / kRankBlock; }
 
-// The larger in each lane; a NaN in `v` loses.
-template <int W>
-BLIP_FAST_INLINE f32<W> larger(const f32<W>& v, const f32<W>& than) {
-  return v > than ? v : than;
-}
-
-template <int W>
-BLIP_FAST_INLINE float reduce_max(const f32<W>& v) {
-  if constexpr (W == 2) {
-    return std::max(v[0], v[1]);
-  } else {
-    f32<W / 2> low, high;
-    std::memcpy(&low, &v, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    return reduce_max<W / 2>(larger<W / 2>(high, low));
-  }
-}
-
 // Writes the largest value of each block of the row plus `shift`, -inf where all are NaN.
 template <int W>
 BLIP_FAST_INLINE void block_maxima(const float* row, int64_t n, float shift, float* maxima) {

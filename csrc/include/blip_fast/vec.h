@@ -222,4 +222,23 @@ BLIP_FAST_INLINE float reduce_add(const f32<W>& v) {
   }
 }
 
+// The larger in each lane; a NaN in `v` loses.
+template <int W>
+BLIP_FAST_INLINE f32<W> larger(const f32<W>& v, const f32<W>& than) {
+  return v > than ? v : than;
+}
+
+// The largest lane, by halves; if one is NaN, any.
+template <int W>
+BLIP_FAST_INLINE float reduce_max(const f32<W>& v) {
+  if constexpr (W == 2) {
+    return v[0] > v[1] ? v[0] : v[1];
+  } else {
+    f32<W / 2> low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return reduce_max<W / 2>(larger<W / 2>(low, high));
+  }
+}
+
 }  // namespace blip_fast

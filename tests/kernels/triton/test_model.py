@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gate import Recorder
+from forcing import Recorder
 from whole_model import answers, assert_agrees, gradients, texts_written
 
 from blip_fast import kernels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gate import Recorder
+from forcing import Recorder
 from tolerance import assert_close_as_torch, wide
 from torch import Tensor
 

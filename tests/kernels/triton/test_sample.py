@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from gate import Recorder
+from forcing import Recorder
 from oracles import draw
 from torch import Tensor
 

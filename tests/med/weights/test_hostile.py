@@ -41,7 +41,7 @@ def test_nothing_is_run(tmp_path: Path, form: str) -> None:
     else:
         state = {"model": random_salesforce("caption"), "config": Harmful(done)}
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
-    refused(path, "system, which is no tensor; nothing of it was run")
+    refused(path, "system, which is not a tensor; nothing of it was run")
     assert not done.exists()
 
 

@@ -66,7 +66,7 @@ def test_salesforce_safetensors_and_legacy_pickle(tmp_path: Path) -> None:
 def test_special_ids_come_from_the_vocabulary(tmp_path: Path) -> None:
     scenes = preset("scenes", "caption")
     torch.save(random_salesforce("caption", config=scenes), tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match="no vocabulary"):
+    with pytest.raises(WeightsError, match="is not a vocabulary"):
         read_checkpoint(tmp_path / "model.pth", vocabulary=tmp_path / "none.txt")
     assert read_checkpoint(tmp_path / "model.pth").config.text.cls_id == 101  # BERT's
     tokenizer = read_checkpoint("scenes").tokenizer
@@ -315,7 +315,7 @@ def test_nothing_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError("no network\nlong story")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(WeightsError, match=r"hub gave nothing: no network\..*'scenes'") as error:
+    with pytest.raises(WeightsError, match=r"from the hub: no network\..*'scenes'") as error:
         read_checkpoint("Salesforce/none")
     assert error.value.__suppress_context__ and "long story" not in str(error.value)
     for name in ("nothing", "a/b/c", "folder/model.pth", str(tmp_path / "none")):
