@@ -49,7 +49,7 @@ class Crew:
         self._tasks: deque[Task] = deque()
         self._came = threading.Condition()
         self._done = threading.Condition()
-        self._closed = False
+        self._closed = self._hung = False
         self._awaited: Task | None = None
         for _ in range(workers):
             self._hire()
@@ -100,7 +100,9 @@ class Crew:
     def _give_up(self, task: Task) -> TimeoutError:
         frame = sys._current_frames().get(task.thread)
         where = "".join(traceback.format_stack(frame)) if frame is not None else "nowhere\n"
-        _log.warning("%s hangs at %s; it stands here:\n%s", self.name, task.item, where.rstrip())
+        level = logging.DEBUG if self._hung else logging.WARNING  # once; each has its row
+        _log.log(level, "%s hangs at %s; it stands here:\n%s", self.name, task.item, where.rstrip())
+        self._hung = True
         task.seconds = self.limit
         task.result = TimeoutError(f"{self.name} did not end within {self.limit:g} seconds")
         task.done = True

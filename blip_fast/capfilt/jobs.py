@@ -112,7 +112,8 @@ class Reader:
 
     def read(self, job: Job) -> tuple[WebPicture, bytes | None]:
         """A picture of the source, with its bytes where it has any."""
-        picture = job.shard[job.number]
+        # What it is called is known before its bytes, which may never come.
+        job.picture = picture = job.shard[job.number]
         if picture.image is None:
             return picture, None
         try:
@@ -123,7 +124,7 @@ class Reader:
     @staticmethod
     def settle_read(job: Job, result: Any) -> None:
         if isinstance(result, TimeoutError):
-            job.picture = WebPicture(f"number {job.number}", "", None)
+            job.picture = job.picture or WebPicture(f"number {job.number}", "", None)
             job.fail(Status.FAILED_TO_READ, str(result))
         elif isinstance(result, BaseException):
             raise result

@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     from blip_fast.data.web import open_web
     from blip_fast.images import ImageOptions
 
+    page = args.output  # looked at before hours of reading
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise ValueError(f"--output {page} must be a file in a folder that is there, as check.html")
     options = None if args.max_pixels is None else ImageOptions(max_pixels=args.max_pixels)
     source = open_web(args.source, image_root=args.image_root, recursive=args.recursive)
     with common.progress_bar(source.count) as bar:

@@ -31,7 +31,7 @@ def open_local(shard: str) -> int:
 
     if "::" in shard:
         return os.open(patiently(lambda: fsspec.open_local(shard)), os.O_RDONLY)
-    files, path = fsspec.url_to_fs(shard)
+    files, path = patiently(lambda: fsspec.url_to_fs(shard))
     file, name = tempfile.mkstemp(prefix="blip_fast-")
     try:
         patiently(lambda: files.get_file(path, name))

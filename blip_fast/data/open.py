@@ -110,6 +110,11 @@ def kind_of(spec: str) -> str:
         names = os.listdir(spec)
         for suffix, kind in ((".tar", "tar"), (".parquet", "parquet"), (LISTED, "listed")):
             if any(name.endswith(suffix) for name in names):
+                if kind == "tar" and (pictures := find_images(spec, recursive=False)):
+                    raise ValueError(
+                        f"{spec} holds tars and pictures, as {pictures[0].name}; give "
+                        f"'{spec.rstrip('/')}/*.tar', or move one of the two away"
+                    )
                 return kind
         if find_images(spec):
             return "folder"

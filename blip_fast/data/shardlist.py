@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from blip_fast.data.folder import is_url
+from blip_fast.images import network
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -91,5 +92,5 @@ def _globbed(pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))
     import fsspec  # here, because few need it and it takes time to import
 
-    files, path = fsspec.url_to_fs(pattern)
+    files, path = network.patiently(lambda: fsspec.url_to_fs(pattern), ())
     return sorted(files.unstrip_protocol(found) for found in files.glob(path))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LIBRARIES = ("aiohttp", "botocore", "gcsfs", "fsspec", "httpx")  # their errors are no OSError
 _BUSY = (408, 425, 429)  # of HTTP: answers below 500 that ask to come again
 _DENIED = (401, 403)
@@ -25,10 +25,13 @@ def patiently(work: Callable[[], T], pauses: Sequence[float]) -> T:
     Raises:
         OSError: where the last attempt failed, too; what is not a network's fault, such as a file
             that is not there, at once.
+        ImportError: where a package is missing that reads such URLs.
     """
     for pause in (*pauses, None):
         try:
             return work()
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'blip-fast[remote]'") from error
         except Exception as error:
             reason = _reason(error)
             if pause is None or not passing(reason):

@@ -100,6 +100,30 @@ def test_a_decoder_that_hangs_costs_a_row(
     assert good == [row for row in clean if row["key"] != "d_broken.jpg"]
 
 
+def test_bytes_that_never_come_have_a_name_and_one_stack(
+    source: Path,
+    tmp_path: Path,
+    stub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from blip_fast.capfilt import jobs
+
+    ever, real = threading.Event(), jobs.read_bytes
+
+    def read(image: Any, most: int) -> bytes:
+        if image.name in ("a_good.png", "c_nan.png"):
+            ever.wait()
+        return real(image, most)
+
+    monkeypatch.setattr(jobs, "read_bytes", read)
+    model = stub()
+    summary = run_capfilt(source, tmp_path / "out", model, model, replace(OPTIONS, patience=1.0))
+    ever.set()
+    hung = [key for key, _, error in summary.failures if error.startswith("reading did not end")]
+    assert hung == ["a_good.png", "c_nan.png"] and len(caplog.messages) == 1
+
+
 def test_the_disk_is_full(source: Path, tmp_path: Path, stub: Any, clean: Any) -> None:
     """A limit on the size of files: the system refuses to write, as it does on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -197,6 +197,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["check", str(tmp_path / "nowhere")]) == 1
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_reading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for page in (tmp_path, tmp_path / "none" / "check.html"):
+        assert main(["check", str(tmp_path / "gone.tar"), "--output", str(page)]) == 1
+        assert f"--output {page} must be a file in a folder" in capsys.readouterr().err
+
+
 def test_a_terminal_is_not_written_to_by_keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

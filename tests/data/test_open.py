@@ -128,6 +128,12 @@ def test_what_is_none_of_these_says_what_was_expected(tmp_path: Path) -> None:
             open_source(tmp_path / missing)
 
 
+def test_pictures_beside_tars_are_not_passed_over(tmp_path: Path, pictures: Path) -> None:
+    (pictures / "backup.tar").write_bytes(bytes(1024))
+    with pytest.raises(ValueError, match=r"holds tars and pictures, as .*; give '.*/\*\.tar'"):
+        open_source(pictures)
+
+
 def test_sources_that_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 

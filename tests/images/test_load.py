@@ -31,6 +31,15 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
         assert read_bytes(source, 3) == b"abc"
 
 
+def test_a_missing_package_for_urls_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.open", refuse)
+    with pytest.raises(ImageError, match=r"Install s3fs to access S3: pip install 'blip-fast\["):
+        read_bytes("s3://bucket/a.jpg", 1000)
+
+
 def test_urls_go_through_fsspec() -> None:
     fsspec = pytest.importorskip("fsspec")
     with fsspec.open("memory://shelf/picture.jpg", "wb") as file:
