@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,8 +175,3 @@ class Reader:
             raise result
         elif result is not None:
             job.views, job.width, job.height = result.views, result.width, result.height
-
-
-def stacked(jobs: Sequence[Job], options: ImageOptions) -> list[Tensor]:
-    """The views of usable jobs that a model wants, in order."""
-    return [job.views[options] for job in jobs]

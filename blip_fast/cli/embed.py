@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
                     common.print_json({"path": one.name, "embedding": values})
             status, error = picture.status.value, picture.error
             rows.append({"path": one.name, "status": status, "error_message": error})
+    if not tally.done:
+        return tally.report("embedded")  # an index that is there already stays as it is
     if args.output is not None:
         columns = ("path", "status", "error_message")
         write_index(args.output, features, rows, columns, _facts(model))

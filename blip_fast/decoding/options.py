@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 EarlyStopping: TypeAlias = bool | Literal["never"]
@@ -21,7 +23,7 @@ class SearchOptions:
     Attributes:
         num_texts: texts for each memory; beams give their best ones, samples are independent.
         num_beams: ignored when sampling.
-        top_p, top_k, temperature: of sampling.
+        top_p, top_k, temperature: of sampling; the others need `top_p`.
         max_length: a text ends here at the latest.
         min_length: a text may not end before.
         repetition_penalty: 1 changes nothing; where none is given, 1.1 when sampling, else 1.
@@ -51,6 +53,9 @@ class SearchOptions:
     graphs: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("num_texts", "num_beams", "top_k", "max_length", "min_length"):
+            if not isinstance(value := getattr(self, name), Integral):
+                raise ValueError(f"{name} is {value!r}; it must be an integer")
         if min(self.num_texts, self.num_beams, self.max_length) < 1 or self.min_length < 0:
             raise ValueError(
                 f"num_texts {self.num_texts}, num_beams {self.num_beams} and max_length "
@@ -69,8 +74,16 @@ class SearchOptions:
             raise ValueError(
                 f"temperature {self.temperature} must be above 0 and top_k {self.top_k} at least 0"
             )
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty {self.repetition_penalty} must be above 0")
+        steers = self.temperature != 1 or self.top_k != DEFAULT_TOP_K
+        if steers and not self.samples:
+            raise ValueError(
+                f"temperature {self.temperature} and top_k {self.top_k} are of sampling, and beams "
+                "do not sample; give top_p, too, 1 for no limit of its own"
+            )
+        if not 0 < self.penalty < inf:
+            raise ValueError(f"repetition_penalty {self.penalty} must be above 0 and finite")
+        if not isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty {self.length_penalty} must be finite")
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping {self.early_stopping!r} must be a bool or 'never'")
         if () in self.forbidden:

@@ -79,7 +79,11 @@ def _read_url(url: str, max_bytes: int) -> bytes:
         with fsspec.open(url, "rb") as file:
             return _read_at_most(file, max_bytes)
 
-    return patiently(read, _PAUSES)
+    try:
+        return patiently(read, _PAUSES)
+    except ImportError as error:
+        reason = f"{error}; pip install 'blip-fast[remote]' brings what URLs need"
+        raise ImageError(Status.FAILED_TO_READ, reason) from error
 
 
 def _read_at_most(file: IO[Any], max_bytes: int) -> bytes:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip_fast.decoding.limit import Limit, in_parts
 from blip_fast.images import ImageOptions, Picture
 from blip_fast.med.blip import MED
 from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
 from blip_fast.tasks.match import encode, warn_of_failures
-from blip_fast.tasks.views import read_batches
-from blip_fast.text import Tokenizer
+from blip_fast.tasks.views import in_batches
+from blip_fast.text import Tokenizer, pack
 
 # Texts encoded at once: without an image they are short rows, so many fit.
 _TEXT_BATCH = 128
@@ -24,26 +25,41 @@ _TEXT_BATCH = 128
 def embed_images(
     model: MED, images: Sequence[Any], image_options: ImageOptions, batch_size: int
 ) -> Tensor:
-    """[N, E] float32 on the host; a row of NaN where an image cannot be read."""
-    features = empty_features(len(images), model)
-    failures: dict[int, Picture] = {}
-    for places, pixels in read_batches(images, image_options, batch_size, failures):
+    """[N, E] float32 on the host; a row of NaN where an image cannot be read, or is too large."""
+
+    def look(part: Sequence[tuple[int, Tensor]]) -> Tensor:
         with inference(model.device):
             # The feature alone: nothing is projected for texts that will not come.
-            tokens = model.vision(pixels.to(model.device))
-            features[places] = model.image_feature(tokens).cpu()
+            tokens = model.vision(torch.stack([pixels for _, pixels in part]).to(model.device))
+            return model.image_feature(tokens).cpu()
+
+    features = empty_features(len(images), model)
+    failures: dict[int, Picture] = {}
+    for places, made in in_batches(model, look, images, image_options, batch_size, failures):
+        features[places] = made
     warn_of_failures(failures)
     return features
 
 
 def embed_texts(model: MED, tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Tensor:
-    """[T, E] float32 on the host."""
-    features = empty_features(len(texts), model)
-    for start in range(0, len(texts), _TEXT_BATCH):
-        part = slice(start, start + _TEXT_BATCH)
-        packed = encode(tokenizer, texts[part], "[CLS]", max_length).to(model.device)
+    """[T, E] float32 on the host.
+
+    Raises:
+        torch.OutOfMemoryError: where memory does not suffice for one text alone.
+    """
+    sequences = encode(tokenizer, texts, "[CLS]", max_length).tolist()
+
+    def read(part: Sequence[int]) -> Tensor:
+        packed = pack([sequences[place] for place in part]).to(model.device)
         with inference(model.device):
-            features[part] = model.text_feature(packed).cpu()
+            return model.text_feature(packed).cpu()
+
+    features = empty_features(len(texts), model)
+    limit = Limit(model, "texts", _TEXT_BATCH)
+    for part, made, reason in in_parts(read, range(len(texts)), limit):
+        if made is None:
+            raise torch.OutOfMemoryError(f"text {part[0]} alone is too much: {reason}")
+        features[list(part)] = made
     return features
 
 

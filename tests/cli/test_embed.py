@@ -44,3 +44,12 @@ def test_json(run: Any, pictures: Path) -> None:
 def test_a_place_for_the_features_is_needed(run: Any, pictures: Path, flags: tuple) -> None:
     code, _, err = run("embed", pictures, *flags)
     assert code == 1 and "--output" in err
+
+
+def test_a_mistyped_folder_costs_no_index(run: Any, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "features.npy"
+    assert run("embed", pictures, "--output", output)[0] == 0
+    before = output.read_bytes()
+    code, _, err = run("embed", tmp_path / "typo", "--output", output)
+    assert code == 1 and "0 of 1 pictures embedded" in err
+    assert output.read_bytes() == before

@@ -31,6 +31,13 @@ def test_rows_are_beams_or_samples() -> None:
         ({"temperature": 0.0}, "temperature 0.0"),
         ({"top_k": -1}, "top_k -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty inf"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty nan"),
+        ({"length_penalty": float("nan")}, "length_penalty nan"),
+        ({"temperature": 0.7}, "beams do not sample; give top_p"),
+        ({"top_k": 5, "num_beams": 1}, "beams do not sample; give top_p"),
+        ({"num_beams": 3.0}, "num_beams is 3.0; it must be an integer"),
+        ({"max_length": None}, "max_length is None; it must be an integer"),
     ],
 )
 def test_contradictions(settings: dict[str, Any], message: str) -> None:

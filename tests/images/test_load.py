@@ -51,6 +51,20 @@ def test_urls_go_through_fsspec() -> None:
     assert refusal("nosuchscheme://a/b.jpg").status is Status.FAILED_TO_READ
 
 
+def test_a_url_whose_package_is_missing_says_which_extra_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+
+    def missing(*_: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "open", missing)
+    reason = refusal("s3://bucket/picture.jpg")
+    assert reason.status is Status.FAILED_TO_READ
+    assert "Install s3fs" in str(reason) and "blip-fast[remote]" in str(reason)
+
+
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "empty.jpg").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 import blip_fast
 from blip_fast.config import Kind
 from blip_fast.images import ImageError, ImageOptions, Status
+from blip_fast.med.blip import MED
 from blip_fast.med.vision import VisionTransformer
 from blip_fast.tasks.model import Blip
 from blip_fast.text import Tokenizer
@@ -129,6 +131,36 @@ def test_pairs_of_images_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) 
         found = model.compare(left, right, "the dog")
     torch.testing.assert_close(found[:2], expected[:2])
     assert found.isnan().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_fewer_are_embedded_at_once_where_memory_runs_out(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = blip("retrieval"), torch.randn(5, 3, 32, 32)
+    texts = ["the dog", "two cats", "a red ball", "a", "the dog on a table"]
+
+    def embed() -> torch.Tensor:
+        return model.embed_images(images) if part == "image" else model.embed_texts(texts)
+
+    expected, feature, tried = embed(), getattr(MED, f"{part}_feature"), []
+
+    def tight(self: MED, some: Any) -> torch.Tensor:
+        tried.append(len(some))
+        if len(some) > 2:
+            raise torch.OutOfMemoryError("not so many")
+        return feature(self, some)
+
+    monkeypatch.setattr(MED, f"{part}_feature", tight)
+    torch.testing.assert_close(embed(), expected)
+    assert tried == [5, 2, 2, 1]
+    monkeypatch.setattr(MED, f"{part}_feature", lambda *_: tight(model.med, range(3)))
+    if part == "text":
+        with pytest.raises(torch.OutOfMemoryError, match="text 0 alone is too much: .*not so many"):
+            embed()
+    else:
+        with pytest.warns(UserWarning, match="not so many"):
+            assert embed().isnan().all()
 
 
 def test_what_a_checkpoint_cannot_do_is_said() -> None:

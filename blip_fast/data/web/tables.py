@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from blip_fast.data.files import displayable
-from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS, open_parquet
+from blip_fast.data.parquet import IMAGE_COLUMNS, TEXT_COLUMNS, bytes_or_path, open_parquet
 from blip_fast.data.roots import below
 from blip_fast.data.shardlist import list_shards
 from blip_fast.data.web.pictures import NoDamage, WebPicture, as_text, digest, slices
@@ -110,9 +110,7 @@ class WebTable(NoDamage):
         text = self._texts[number].as_py() if self._texts is not None else None
         some = [text] if isinstance(text, str) else text or ()
         texts = tuple(one.strip() for one in some if one is not None)
-        value = self._images[number].as_py()
-        if isinstance(value, dict):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        value = bytes_or_path(self._images[number].as_py())
         if not isinstance(value, (bytes, str)):
             problem = f"the picture is {'null' if value is None else type(value).__name__}"
             return WebPicture(key, row, None, texts, Status.FAILED_TO_READ, problem)
