@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ class ImageMemory:
             cross-attention, 36 KiB a token in a base model's bf16. NLVR2's twin cross-attention
             counts as two layers.
         feature: [images, embed_width], normalised: the ITC feature, where the model has one.
+        seen_by: sha256 of the weights that saw them; empty where it is not known.
     """
 
     pairs: Tensor
     feature: Tensor | None
+    seen_by: str = ""
 
     def __len__(self) -> int:
         return self.pairs.shape[1]
@@ -39,7 +41,7 @@ class ImageMemory:
 
     def to(self, device: torch.device | str) -> ImageMemory:
         feature = None if self.feature is None else self.feature.to(device)
-        return ImageMemory(self.pairs.to(device), feature)
+        return replace(self, pairs=self.pairs.to(device), feature=feature)
 
     @staticmethod
     def join(memories: Sequence[ImageMemory]) -> ImageMemory:
@@ -48,7 +50,8 @@ class ImageMemory:
             return memories[0]
         features = [m.feature for m in memories if m.feature is not None]
         pairs = torch.cat([m.pairs for m in memories], dim=1)
-        return ImageMemory(pairs, torch.cat(features) if features else None)
+        feature = torch.cat(features) if features else None
+        return replace(memories[0], pairs=pairs, feature=feature)
 
 
 @dataclass(frozen=True)

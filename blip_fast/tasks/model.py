@@ -13,7 +13,7 @@ from torch import Tensor
 from blip_fast.config import BlipConfig
 from blip_fast.decoding.limit import default_budget
 from blip_fast.decoding.options import DEFAULT_TOP_K, EarlyStopping, SearchOptions
-from blip_fast.images import ImageError, ImageOptions, Picture
+from blip_fast.images import ImageOptions
 from blip_fast.med.blip import MED
 from blip_fast.med.memory import ImageMemory
 from blip_fast.med.quantize import Quantize, is_quantized
@@ -24,7 +24,7 @@ from blip_fast.tasks import arguments as given
 from blip_fast.tasks.captions import Captions, Outcome
 from blip_fast.tasks.match import Pairs, Score
 from blip_fast.tasks.retrieve import RankBy, Retrieval
-from blip_fast.tasks.views import Images, listed, views
+from blip_fast.tasks.views import ImageList, Images, listed, see_all
 from blip_fast.text import Tokenizer
 
 # The reference's prompt: every captioning checkpoint was finetuned to go on from it.
@@ -90,21 +90,8 @@ class Blip:
             ImageError: where images cannot be read, naming each; a memory has no holes. Other
                 methods go on without them.
         """
-        failures: dict[int, Picture] = {}
-        images = listed(images)
-        batches = views(self.med, images, self.image_options, self._at_once(batch_size), failures)
-        seen = [view.memory for view in batches]
-        if failures:
-            first = next(iter(failures.values()))
-            named = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
-            raise ImageError(
-                first.status,
-                f"{len(failures)} of {len(images)} images cannot be read: {named}. Leave them "
-                "out, or call caption or match with the images themselves",
-            )
-        if not seen:
-            raise ValueError("there are no images to see")
-        return ImageMemory.join(seen)
+        images, at_once = self._listed(images), self._at_once(batch_size)
+        return see_all(self.med, images, self.image_options, at_once, self.sha256)
 
     def caption(
         self,
@@ -188,7 +175,7 @@ class Blip:
         self._require(self.config.kind in ("caption", "pretrain"), "caption", "captioning")
         phrases = self.tokenizer.encode_phrases(given.texts_of(forbidden))
         options = SearchOptions(num_texts=num_captions, forbidden=phrases, **search)
-        images = listed(images)
+        images = self._listed(images)
         return caption.caption(
             self.med,
             self.tokenizer,
@@ -233,7 +220,7 @@ class Blip:
         return match.match(
             self.med,
             self.tokenizer,
-            listed(images),
+            self._listed(images),
             given.texts_of(texts),
             pairs,
             score,
@@ -274,7 +261,7 @@ class Blip:
         return retrieve.retrieve(
             self.med,
             self.tokenizer,
-            listed(images),
+            self._listed(images),
             given.texts_of(texts),
             k,
             rank_by,
@@ -303,7 +290,7 @@ class Blip:
         self._require(self.config.has_matching, "embed", "matching")
         if isinstance(images, ImageMemory):
             return embed.features_of(images)
-        several: Any = listed(images)  # no memory
+        several: Any = self._listed(images)  # no memory
         batch_size = self._at_once(batch_size)
         return embed.embed_images(self.med, several, self.image_options, batch_size)
 
@@ -338,7 +325,7 @@ class Blip:
         choices = None if candidates is None else given.texts_of(candidates)
         if choices == []:
             raise ValueError("candidates is empty; give some, or None to have answers written")
-        images = listed(images)
+        images = self._listed(images)
         return answer.answer(
             self.med,
             self.tokenizer,
@@ -363,7 +350,7 @@ class Blip:
     ) -> Tensor:
         """NLVR2: the probability that each sentence is true of its pair of images, [N] float32."""
         self._require(self.config.kind == "nlvr", "compare", "NLVR2")
-        lefts, rights = listed(left), listed(right)
+        lefts, rights = self._listed(left), self._listed(right)
         given.same_number("right images", len(rights), len(lefts))
         return compare.compare(
             self.med,
@@ -387,6 +374,9 @@ class Blip:
     def _within(self, budget: int) -> int:
         budget = given.positive("memory_budget", budget, 1)
         return max(1, budget // self.med.memory_bytes(self.image_size))
+
+    def _listed(self, images: Images) -> ImageList:
+        return listed(images, self.sha256)
 
     def _cut_to(self, length: int | None, name: str = "max_length") -> int:
         return given.text_length(name, length, self.config.text.max_positions)

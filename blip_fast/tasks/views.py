@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from blip_fast.decoding.limit import Limit, in_parts
-from blip_fast.images import ImageOptions, Picture, Status, name_of, read_pictures, stack
+from blip_fast.images import (
+    ImageError,
+    ImageOptions,
+    Picture,
+    Status,
+    name_of,
+    read_pictures,
+    stack,
+)
 from blip_fast.med.blip import MED
 from blip_fast.med.inference import inference
 from blip_fast.med.memory import ImageMemory
@@ -49,12 +57,23 @@ class View:
     index: Tensor
 
 
-def listed(images: Images) -> ImageList:
+def listed(images: Images, sha256: str) -> ImageList:
     """The images of a call in a list of their own, or their memory.
 
     A batch [N, ...] of pixels is N images; an array of names or objects is a list of them.
+
+    Args:
+        sha256: of the weights that are asked of them, where it is known.
+
+    Raises:
+        ValueError: where a memory holds what other weights saw, which means nothing to these.
     """
     if isinstance(images, ImageMemory):
+        if sha256 and images.seen_by not in ("", sha256):
+            raise ValueError(
+                f"these images were seen by other weights (sha256 {images.seen_by[:12]}, this "
+                f"model's {sha256[:12]}); see them with this model"
+            )
         return images
     if isinstance(images, (Tensor, np.ndarray)):
         pixels = isinstance(images, Tensor) or images.dtype.kind not in "OSU"
@@ -62,6 +81,30 @@ def listed(images: Images) -> ImageList:
     if isinstance(images, Iterable) and not isinstance(images, _ONE):
         return list(images)
     return [images]
+
+
+def see_all(
+    model: MED, images: ImageList, options: ImageOptions, batch_size: int, sha256: str
+) -> ImageMemory:
+    """One memory of all images, in order, that tells which weights saw them.
+
+    Raises:
+        ImageError: where images cannot be read, naming each; a memory has no holes.
+        ValueError: where there are none.
+    """
+    failures: dict[int, Picture] = {}
+    seen = [view.memory for view in views(model, images, options, batch_size, failures)]
+    if failures:
+        first = next(iter(failures.values()))
+        named = "; ".join(f"{f.name}: {f.status} ({f.error})" for f in failures.values())
+        raise ImageError(
+            first.status,
+            f"{len(failures)} of {len(images)} images cannot be read: {named}. Leave them "
+            "out, or call caption or match with the images themselves",
+        )
+    if not seen:
+        raise ValueError("there are no images to see")
+    return replace(ImageMemory.join(seen), seen_by=sha256)
 
 
 def views(

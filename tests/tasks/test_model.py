@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def test_nothing_in_nothing_out() -> None:
     assert model.match(images, []).shape == (2, 0)
     assert model.match(images, ["a"], pairs=[]).shape == (0,)
     assert model.embed_texts([]).shape == (0, 32)
+
+
+def test_what_other_weights_saw_is_refused() -> None:
+    one = replace(blip("retrieval"), sha256="1" * 64)
+    other = replace(blip("caption"), sha256="2" * 64)
+    memory = one.see(torch.randn(2, 3, 32, 32))
+    for own in (memory, memory.to("cpu"), type(memory).join([memory, memory])):
+        assert one.match(own, "the dog").shape == (len(own), 1)
+        with pytest.raises(ValueError, match="other weights .sha256 1111.* model's 2222"):
+            other.caption(own)
+    assert len(replace(other, sha256="").caption(memory, **SETTINGS)) == 2
 
 
 def test_pairs_of_images(pictures: list[Path]) -> None:
