@@ -182,8 +182,8 @@ def run(args: argparse.Namespace) -> int:
         refuse_other_run(args.output / round_name(1), source, options)
         return rounds.run(
             args,
-            lambda folder, captioner, filter_: _once(
-                args, source, options, folder, [captioner], [filter_]
+            lambda folder, captioner, filter_: _code(
+                _once(args, source, options, folder, [captioner], [filter_])
             ),
         )
     refuse_other_run(args.output, source, options)
@@ -196,6 +196,11 @@ def told(summary: CapFiltSummary) -> int:
     """Print where the report is; give the exit code."""
     if summary.complete or (summary.undone and summary.report.exists()):
         print(os.fspath(summary.report))
+    return _code(summary)
+
+
+def _code(summary: CapFiltSummary) -> int:
+    """Of the process: 1 where no picture could be read, or a shard was left undone."""
     return 0 if summary.successes and not summary.undone else 1
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from blip_fast.cli import common
 
-# Does one round, or goes on with it: its folder, captioner and filter.
-Once = Callable[[Path, str, str], object]
+# Does one round, or goes on with it: its folder, captioner and filter; gives an exit code.
+Once = Callable[[Path, str, str], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +67,11 @@ def run(args: argparse.Namespace, once: Once) -> int:
         (args.captioner or [common.CAPTIONER])[0],
         (args.filter or [common.FILTER])[0],
     )
-    for folder in run_rounds(args.output, args.rounds, args.finetune, first, once):
+    codes: list[int] = []
+
+    def noted(folder: Path, captioner: str, filter_: str) -> None:
+        codes.append(once(folder, captioner, filter_))
+
+    for folder in run_rounds(args.output, args.rounds, args.finetune, first, noted):
         print(os.fspath((folder / "report.html").absolute()))
-    return 0
+    return max(codes, default=0)
