@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from blip_fast.capfilt import CapFiltOptions, StageFailed, run_capfilt
 from blip_fast.capfilt.rows import committed
 from blip_fast.cli import main
+from blip_fast.data.check import check_source
 from blip_fast.data.web import open_web
 
 OPTIONS = CapFiltOptions(batch_size=2, shard_size=2, gallery=3)
@@ -48,6 +50,24 @@ def test_shards_behind_one_that_is_not_there(
     command[3] = str(tmp_path / "nothing")
     assert main([*command, *models]) == 1
     assert "error: shard 00000 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("page", "why"),
+    [(b"<html>sign in</html>", "begins with b'<html>sign in"), (gzip.compress(b""), "decompress")],
+)
+def test_what_is_no_tar_is_not_taken_for_an_empty_one(
+    page: bytes, why: str, tmp_path: Path, stub: Any, two_tars: Path
+) -> None:
+    first, model = two_tars / "00000.tar", stub()
+    held = first.read_bytes()
+    first.write_bytes(page)
+    summary = run_capfilt(two_tars, tmp_path / "out", model, model, OPTIONS)
+    assert list(summary.undone) == ["00000"] and why in summary.undone["00000"]
+    faults = check_source(open_web(two_tars)).faults
+    assert faults["unreadable_shard"] == 1
+    first.write_bytes(held)
+    assert run_capfilt(two_tars, tmp_path / "out", model, model, OPTIONS).complete
 
 
 def test_a_network_that_is_gone_leaves_the_shard_undone(tmp_path: Path, stub: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from blip_fast.data.fetch import open_local, read_small
 from blip_fast.data.shardlist import beside, list_shards
 from blip_fast.data.tar import TarSample, read_exactly, scan
+from blip_fast.data.tarheader import BLOCK, find_header
 from blip_fast.data.tars import CAPTION_FIELDS, IMAGE_SUFFIXES
 from blip_fast.data.web.pictures import WebPicture, as_text, digest
 from blip_fast.images import Status
@@ -59,10 +60,16 @@ class WebTar:
     """
 
     def __init__(self, name: str) -> None:
+        """
+        Raises:
+            ValueError: where it is no tar at all, as the page that a server gave in its place.
+        """
         self.name = name
         self._file = open_local(name)
         weakref.finalize(self, os.close, self._file)
         index = scan(self._file)
+        if not index.samples and index.damages and index.damages[0].offset == 0:
+            self._refuse_others()
         self._samples = index.samples
         self.losses = [vars(damage) for damage in index.damages]
         told = _told(name)
@@ -92,6 +99,14 @@ class WebTar:
         path = f"{self.name}/{sample.key}" + (f".{suffix}" if suffix else "")
         key, error = as_text(sample.key), "; ".join(problems)
         return WebPicture(key, path, image, texts, status, error, text_failed, fields)
+
+    def _refuse_others(self) -> None:
+        """Raise a ValueError where there is no header of a tar from the first byte to the last."""
+        size, start = os.fstat(self._file).st_size, os.pread(self._file, BLOCK, 0)
+        if not start.strip(b"\0") or find_header(self._file, 0, size) is not None:
+            return
+        remedy = "; decompress it" if start.startswith(b"\x1f\x8b") else ""
+        raise ValueError(f"{self.name} is not a tar: it begins with {start[:20]!r}{remedy}")
 
     def _fields(self, sample: TarSample, problems: list[str]) -> dict[str, Any]:
         """What the sample's json says; empty where there is none."""
