@@ -184,7 +184,8 @@ def check_room(model: MED, prompts: PackedText, options: SearchOptions) -> None:
             f"max_length is {options.max_length}; the model has positions for {positions} tokens"
         )
     if prompts.max_length >= options.max_length:
+        place = int(prompts.lengths.argmax())
         raise ValueError(
-            f"a prompt of {prompts.max_length} tokens ([DEC] included) leaves no room under "
+            f"prompt {place} of {prompts.max_length} tokens ([DEC] included) leaves no room under "
             f"max_length {options.max_length}; raise max_length or shorten the prompt"
         )

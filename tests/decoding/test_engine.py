@@ -79,7 +79,7 @@ def test_lengths_count_the_prompt_and_are_kept() -> None:
 def test_a_prompt_without_room_is_refused() -> None:
     model = random_med("caption")
     memory = model.see(torch.randn(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="prompt of 5 tokens .* no room under max_length 5"):
+    with pytest.raises(ValueError, match="prompt 0 of 5 tokens .* no room under max_length 5"):
         generate(
             model,
             memory,
