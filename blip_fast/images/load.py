@@ -82,8 +82,7 @@ def _read_url(url: str, max_bytes: int) -> bytes:
     try:
         return patiently(read, _PAUSES)
     except ImportError as error:
-        reason = f"{error}; pip install 'blip-fast[remote]' brings what URLs need"
-        raise ImageError(Status.FAILED_TO_READ, reason) from error
+        raise ImageError(Status.FAILED_TO_READ, str(error)) from error
 
 
 def _read_at_most(file: IO[Any], max_bytes: int) -> bytes:
