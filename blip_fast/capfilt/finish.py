@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from blip_fast.capfilt.options import CapFiltOptions
 from blip_fast.capfilt.report import write_report
 from blip_fast.capfilt.summary import TOTALS, CapFiltSummary, model_facts, totals
 from blip_fast.data import default_batch_size, displayable, write_json
-from blip_fast.data.web import WebSource
+from blip_fast.data.web import WebSource, folders_of
 from blip_fast.images import Status
 from blip_fast.tasks.model import Blip
 
@@ -54,7 +53,9 @@ def finish(
     if fresh or not (output / REPORT).exists():
         write_report(output, totals=stats, scratch=scratch)
         write_json(output / TOTALS, stats, scratch)
-    return CapFiltSummary(output, stats, list(failures), not undone, {}, done, undone)
+    return CapFiltSummary(
+        output, stats, list(failures), complete=not undone, done=done, undone=undone
+    )
 
 
 def totals_so_far(
@@ -108,9 +109,7 @@ def run_settings(
 
 def refuse_own_source(output: Path, source: WebSource) -> None:
     """Raise a ValueError where a run would write among the files that it reads."""
-    files = getattr(source, "shards", getattr(source, "files", ()))
-    folders = {os.path.dirname(file) for file in files} | {getattr(source, "folder", output / RUN)}
-    if output.resolve() in {Path(folder).resolve() for folder in folders}:
+    if output.resolve() in {folder.resolve() for folder in folders_of(source)}:
         raise ValueError(
             f"{displayable(output)} holds the source {source.name} itself; give another output "
             "folder"

@@ -103,7 +103,9 @@ def run_capfilt(
         if len(committed(output)) + len(undone) == len(web):
             return finish(output, ledger.scratch, web, models, run.failures, run.done, undone)
     stats = totals_so_far(output, web, models, undone)
-    return CapFiltSummary(output, stats, run.failures, False, held, run.done, undone)
+    return CapFiltSummary(
+        output, stats, run.failures, complete=False, held=held, done=run.done, undone=undone
+    )
 
 
 class _Run:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import blip_fast
 from blip_fast.cli import common, rounds
-from blip_fast.cli.tally import list_failures
+from blip_fast.cli.tally import list_failures, list_some
 
 if TYPE_CHECKING:
     from blip_fast.capfilt import CapFiltOptions, CapFiltSummary
     from blip_fast.data.web import WebSource
     from blip_fast.tasks.model import Blip
-
-_LISTED = 10  # damages, and shards, on the terminal
 
 
 def add_parser(subparsers: Any) -> None:
@@ -290,10 +288,7 @@ def _report(summary: CapFiltSummary) -> None:
         lost = f", {stats['lost']} samples are lost" if stats["lost"] else ""
         print(f"the source is damaged in {places}{lost}", file=sys.stderr)
         within = [loss for loss in stats["losses"] if loss["offset"] is not None]
-        for loss in within[:_LISTED]:
-            print(f"  shard {loss['shard']} {place_of(loss)}", file=sys.stderr)
-        if stats["damages"] > _LISTED:
-            print(f"  and {stats['damages'] - _LISTED} more", file=sys.stderr)
+        list_some([f"shard {loss['shard']} {place_of(loss)}" for loss in within], stats["damages"])
     for source, texts in stats["texts"].items():
         unscored = {k: n for k, n in texts["status_dict"].items() if k != "success"}
         why = "".join(f", {status} {number}" for status, number in unscored.items())
@@ -306,12 +301,8 @@ def _report(summary: CapFiltSummary) -> None:
         return
     print(f"{stats['shards']} shards are done, {summary.done} by this process", file=sys.stderr)
     if summary.undone:
-        undone = len(summary.undone)
-        print(f"{undone} left undone; the same command tries again", file=sys.stderr)
-        for name in sorted(summary.undone)[:_LISTED]:
-            print(f"  {summary.undone[name]}", file=sys.stderr)
-        if undone > _LISTED:
-            print(f"  and {undone - _LISTED} more", file=sys.stderr)
+        print(f"{len(summary.undone)} left undone; the same command tries again", file=sys.stderr)
+        list_some([why for _, why in sorted(summary.undone.items())])
     for owner in sorted(set(summary.held.values())):
         shards = [name for name, other in summary.held.items() if other == owner]
         print(f"{owner} is at work on {', '.join(sorted(shards))}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from blip_fast.cli.common import print_json
 from blip_fast.images import Picture, Status
@@ -71,7 +72,17 @@ def count_statuses(failures: list[tuple[str, Status, str]]) -> str:
 
 def list_failures(failures: list[tuple[str, Status, str]]) -> None:
     """The first failures on standard error, then the number of the others."""
-    for name, status, error in failures[:_LISTED]:
-        print(f"  {name}: {status.value}: {error}", file=sys.stderr)
-    if len(failures) > _LISTED:
-        print(f"  and {len(failures) - _LISTED} more", file=sys.stderr)
+    list_some([f"{name}: {status.value}: {error}" for name, status, error in failures])
+
+
+def list_some(lines: Sequence[str], number: int | None = None) -> None:
+    """The first lines on standard error, then how many more there are.
+
+    Args:
+        number: of all, where `lines` are the first of them only.
+    """
+    number = len(lines) if number is None else number
+    for line in lines[:_LISTED]:
+        print(f"  {line}", file=sys.stderr)
+    if number > _LISTED:
+        print(f"  and {number - _LISTED} more", file=sys.stderr)

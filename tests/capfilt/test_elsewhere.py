@@ -48,6 +48,15 @@ def same(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
     return [{**row, "path": ""} for row in ours] == [{**row, "path": ""} for row in others]
 
 
+def check_both_patterns(folder: str, two_tars: Path, tmp_path: Path, stub: Any) -> None:
+    """Shards in a folder elsewhere give what those on the disk do, by braces and by a star."""
+    here = rows(two_tars, tmp_path / "here", stub())
+    for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
+        there = rows(f"{folder}/{name}", tmp_path / str(number), stub())
+        assert same(here, there)
+        assert there[0]["path"] == f"{folder}/00000.tar/000000000.jpg"
+
+
 def test_shards_of_a_web_server(site: Site, two_tars: Path, tmp_path: Path, stub: Any) -> None:
     here = rows(two_tars, tmp_path / "here", stub())
     for path in sorted(two_tars.iterdir()):
@@ -94,11 +103,7 @@ def test_shards_of_the_hub(
         site.put(f"{repository}/tree/main", json.dumps(listed).encode())
         for path in shards:
             site.put(f"/datasets/somebody/pairs/resolve/main/{path.name}", path.read_bytes())
-        here = rows(two_tars, tmp_path / "here", stub())
-        for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
-            there = rows(f"hf://datasets/somebody/pairs/{name}", tmp_path / str(number), stub())
-            assert same(here, there)
-            assert there[0]["path"] == "hf://datasets/somebody/pairs/00000.tar/000000000.jpg"
+        check_both_patterns("hf://datasets/somebody/pairs", two_tars, tmp_path, stub)
         fetched = [path for path in site.asked if "/resolve/" in path]
         assert len(fetched) == 4, "each shard is fetched once a run"
 
@@ -125,11 +130,7 @@ def test_shards_in_a_bucket(
         site.put("/pairs", listing.encode())
         for path in shards:
             site.put(f"/pairs/web/{path.name}", path.read_bytes())
-        here = rows(two_tars, tmp_path / "here", stub())
-        for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
-            there = rows(f"s3://pairs/web/{name}", tmp_path / str(number), stub())
-            assert same(here, there)
-            assert there[0]["path"] == "s3://pairs/web/00000.tar/000000000.jpg"
+        check_both_patterns("s3://pairs/web", two_tars, tmp_path, stub)
 
 
 def test_shards_in_google_cloud_storage(
@@ -153,11 +154,7 @@ def test_shards_in_google_cloud_storage(
         for path, about in zip(shards, objects, strict=True):
             site.put(f"{bucket}/web%2F{path.name}", json.dumps(about).encode())
             site.put(f"/download{bucket}/web%2F{path.name}", path.read_bytes())
-        here = rows(two_tars, tmp_path / "here", stub())
-        for number, name in enumerate(("{00000..00001}.tar", "*.tar")):
-            there = rows(f"gs://pairs/web/{name}", tmp_path / str(number), stub())
-            assert same(here, there)
-            assert there[0]["path"] == "gs://pairs/web/00000.tar/000000000.jpg"
+        check_both_patterns("gs://pairs/web", two_tars, tmp_path, stub)
 
 
 def test_a_table_of_urls(site: Site, tmp_path: Path, stub: Any) -> None:

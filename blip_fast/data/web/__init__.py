@@ -7,7 +7,7 @@ says so.
 
 from __future__ import annotations
 
-from blip_fast.data.web.open import open_web
+from blip_fast.data.web.open import folders_of, open_web
 from blip_fast.data.web.pictures import WebPicture, WebShard, WebSource
 
-__all__ = ["WebPicture", "WebShard", "WebSource", "open_web"]
+__all__ = ["WebPicture", "WebShard", "WebSource", "folders_of", "open_web"]

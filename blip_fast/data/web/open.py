@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from blip_fast.data.folder import is_url
 from blip_fast.data.open import LISTED, kind_of
 from blip_fast.data.web.datasets import WebDataset
 from blip_fast.data.web.folders import WebFolder
@@ -60,3 +62,18 @@ def open_web(
 
         return WebTables(source, shard_size, image_root)
     return WebTars(source) if kind == "tar" else WebFolder(Path(source), shard_size, recursive)
+
+
+def folders_of(source: WebSource) -> set[Path]:
+    """The folders of this machine in which a source's shards lie, or its pictures; none are known
+    of a manifest, a dataset, or a source of somebody's own."""
+    from blip_fast.data.web.tables import WebTables  # here, because it imports pyarrow
+
+    if isinstance(source, WebFolder):
+        return {source.folder}
+    shards: Sequence[str] = ()
+    if isinstance(source, WebTars):
+        shards = source.shards
+    elif isinstance(source, WebTables):
+        shards = source.files
+    return {Path(shard).parent for shard in shards if not is_url(shard)}
